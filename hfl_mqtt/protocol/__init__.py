@@ -1,0 +1,1 @@
+"""What is said: messages, topics, the wire, blobs."""

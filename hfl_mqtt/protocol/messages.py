@@ -1,0 +1,304 @@
+"""The vocabulary, the same at every tier: frozen, validated on construction, so a wrong message cannot be built.
+
+`channel` and `name` of a message class say where it stands (see `topics`). A round is named by one counter per tier
+from the cloud down: `(12,)` is the cloud's round 12 and prints `g12`, `(12, 3)` its third edge round, `g12.e3`.
+Durations are seconds; a deadline always travels as a duration, for boards without a clock boot in 1970.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from enum import Enum
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from hfl_mqtt.protocol.topics import PATH_PATTERN, Channel
+
+#: Raised only together with new golden files; `wire` refuses other versions by name.
+PROTOCOL = 1
+#: Bytes of payload in one part; larger packets stall bridges on slow links.
+PART_SIZE = 256 * 1024
+MAX_PARTS = 4096
+MAX_BLOB = PART_SIZE * MAX_PARTS
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Seconds = Annotated[float, Field(ge=0, le=366 * 86400, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Path = Annotated[str, Field(pattern=PATH_PATTERN, max_length=200)]
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
+RoundId = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
+Text = Annotated[str, Field(max_length=300)]
+ShortText = Annotated[str, Field(max_length=64)]
+CodecText = Annotated[str, Field(min_length=1, max_length=120)]
+
+_CONFIG = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+def round_text(round_id: tuple[int, ...]) -> str:
+    """Print a round for people.
+
+    >>> round_text((12,)), round_text((12, 3)), round_text((12, 2, 3))
+    ('g12', 'g12.e3', 'g12.e2.e3')
+    """
+    return ".".join(f"{'e' if depth else 'g'}{count}" for depth, count in enumerate(round_id))
+
+
+class StateName(Enum):
+    """What a node is doing; the words are Homie's where it has one."""
+
+    READY = "ready"
+    TRAINING = "training"
+    SLEEPING = "sleeping"
+    DISCONNECTED = "disconnected"  # said on leaving
+    LOST = "lost"  # said by the will
+
+    @property
+    def is_present(self) -> bool:
+        """Whether a node in this state can be asked for work."""
+        return self in (StateName.READY, StateName.TRAINING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class State:
+    """A node's state, also its will. A will whose `boot` is older than the last one heard is ignored."""
+
+    channel: ClassVar[Channel] = Channel.STAT
+    name: ClassVar[str] = "state"
+    state: StateName
+    boot: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Info:
+    """What a node says of itself at birth."""
+
+    channel: ClassVar[Channel] = Channel.STAT
+    name: ClassVar[str] = "info"
+    role: ShortText
+    boot: Count
+    parent: Path | None = None
+    protocol: Count = PROTOCOL
+    software: ShortText = ""
+    hardware: Text = ""
+    task: Text = ""
+    samples: Count | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Metrics:
+    """Flat numbers for people; MQTT Explorer plots each. On the wire it is the bare mapping."""
+
+    channel: ClassVar[Channel] = Channel.STAT
+    name: ClassVar[str] = "metrics"
+    values: Annotated[dict[ShortText, int | float | Text | None], Field(max_length=64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Tier:
+    """How one tier of aggregators below runs its rounds. `quorum` is a share of those asked, or a count."""
+
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
+    quorum: Fraction | Annotated[int, Field(ge=1, le=1_000_000)] = 0.5
+    fraction: Fraction = 1.0
+    open_for_s: Seconds = 60.0
+    grace_s: Seconds = 5.0
+    retries: Annotated[int, Field(ge=0, le=1000)] = 2
+    codec: CodecText = "raw | zstd"
+
+
+class Kind(Enum):
+    """What a round asks for."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Plan:
+    """What a device does in a round: `epochs` over its data, or `steps` batches, of SGD."""
+
+    kind: Kind = Kind.TRAIN
+    task: ShortText
+    epochs: Annotated[int, Field(ge=1, le=100_000)] | None = 1
+    steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.0
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
+    seed: Count = 0
+    #: The tiers of aggregators still below the one that reads this; empty for devices.
+    tiers: Annotated[tuple[Tier, ...], Field(max_length=8)] = ()
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a plan says either epochs or steps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Manifest:
+    """A model as it lies in the slots of `down`: `digest` names its weights, `blob` and `size` its bytes."""
+
+    channel: ClassVar[Channel] = Channel.STAT
+    name: ClassVar[str] = "model"
+    run: RunId
+    version: Count
+    digest: Digest
+    blob: Digest
+    size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
+    parts: Annotated[int, Field(ge=1, le=MAX_PARTS)]
+    codec: CodecText
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Draw:
+    """Who is asked: every child whose lot (`cohort.lot`) is at most `threshold`. A child decides this by itself."""
+
+    seed: Count = 0
+    threshold: Count = 2**53
+
+
+class Phase(Enum):
+    """Where a round stands."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    FINISHED = "finished"  # the run is over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class RoundCall:
+    """An aggregator's call to its children. While it is retained and open, whoever comes late may still answer."""
+
+    channel: ClassVar[Channel] = Channel.STAT
+    name: ClassVar[str] = "round"
+    run: RunId
+    round: RoundId
+    phase: Phase
+    asked: Count
+    quorum: Count
+    open_for_s: Seconds
+    codec: CodecText
+    draw: Draw
+    plan: Plan
+    model: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Receipt:
+    """An aggregator's word on an update: it counts (`accepted`), or why it does not."""
+
+    channel: ClassVar[Channel] = Channel.CMND
+    name: ClassVar[str] = "receipt"
+    run: RunId
+    round: RoundId
+    base: Digest
+    accepted: bool
+    reason: Text = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Want:
+    """The receiver of a blob asks for these parts next: flow control and repair in one. An aggregator sends it to a
+    child that uploads (`resend`)."""
+
+    channel: ClassVar[Channel] = Channel.CMND
+    name: ClassVar[str] = "resend"
+    blob: Digest
+    parts: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PARTS)], ...], Field(max_length=64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class WantModel:
+    """A child asks its parent to put these parts of the model into their slots again."""
+
+    channel: ClassVar[Channel] = Channel.TELE
+    name: ClassVar[str] = "resend"
+    blob: Digest
+    parts: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PARTS)], ...], Field(max_length=64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Decline:
+    """A child has nothing to contribute to this round, and why."""
+
+    channel: ClassVar[Channel] = Channel.TELE
+    name: ClassVar[str] = "decline"
+    run: RunId
+    round: RoundId
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class UpdatePart:
+    """One part of an update on its way up. `size` and `blob` are of the whole."""
+
+    channel: ClassVar[Channel] = Channel.UP
+    run: RunId
+    round: RoundId
+    base: Digest
+    blob: Digest
+    index: Annotated[int, Field(ge=0, lt=MAX_PARTS)]
+    count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
+    size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
+    data: Annotated[bytes, Field(min_length=1, max_length=PART_SIZE)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class ModelPart:
+    """One part of a model in its slot."""
+
+    channel: ClassVar[Channel] = Channel.DOWN
+    blob: Digest
+    index: Annotated[int, Field(ge=0, lt=MAX_PARTS)]
+    count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
+    size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
+    data: Annotated[bytes, Field(min_length=1, max_length=PART_SIZE)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Tally:
+    """A metric on its way up: a sum over examples and their number; `is_root` asks for the root of the mean."""
+
+    total: Number
+    count: Annotated[float, Field(ge=0, le=2**53, allow_inf_nan=False)]
+    is_root: bool = False
+
+    def __add__(self, other: Tally) -> Tally:
+        if self.is_root != other.is_root:
+            raise ValueError("a mean and a root mean do not add up")
+        return Tally(total=self.total + other.total, count=self.count + other.count, is_root=self.is_root)
+
+    @property
+    def value(self) -> float | None:
+        """The mean, or the root of the mean; None of nothing."""
+        if self.count <= 0:
+            return None
+        mean = self.total / self.count
+        return max(mean, 0.0) ** 0.5 if self.is_root else mean
+
+
+Tallies = Annotated[dict[ShortText, Tally], Field(max_length=16)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Update:
+    """A contribution: the encoded mean delta against `base` and the samples behind it. The blob of `UpdatePart`s.
+
+    In a round that evaluates, `payload` is empty and `weight` 0. `tallies` score the model that was sent down.
+    """
+
+    run: RunId
+    round: RoundId
+    sender: Path
+    base: Digest
+    weight: Annotated[int, Field(ge=0, le=2**40)]
+    payload: Annotated[bytes, Field(max_length=MAX_BLOB)]
+    tallies: Tallies = field(default_factory=dict)
+
+
+#: What may stand on a topic.
+Message = State | Info | Metrics | Manifest | RoundCall | Receipt | Want | WantModel | Decline | UpdatePart | ModelPart

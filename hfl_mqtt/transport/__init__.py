@@ -1,0 +1,1 @@
+"""Bytes on topics: the link to a broker."""

@@ -1,0 +1,91 @@
+"""The contract of a link: our connection to one broker.
+
+A link turns frames into packets and packets into events. It never calls into a machine: everything it has to say goes
+to the `sink` it was given, which only enqueues. A link reconnects by itself, for ever, until it is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hfl_mqtt.protocol.wire import Frame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Up:
+    """Connected and subscribed. `session_present` says whether the broker still knew this session."""
+
+    session_present: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Down:
+    """Not connected; `reason` is for people. `is_fatal` when trying again cannot help, e.g. a wrong password."""
+
+    reason: str
+    is_fatal: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """A message. Give it back with `Link.done` when it has been dealt with; `token` is the link's own."""
+
+    frame: Frame
+    token: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """The broker refused a publish or a subscription, e.g. because the account has no right to the topic."""
+
+    topic: str
+    reason: str
+
+
+LinkEvent = Up | Down | Arrived | Rejected
+Sink = Callable[[LinkEvent], None]
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes through one link since it was made.
+
+    Payload counts MQTT payloads; socket counts all bytes of the TCP stream, or is None where the platform cannot tell.
+    """
+
+    payload_out: int = 0
+    payload_in: int = 0
+    socket_out: int | None = None
+    socket_in: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Where a link connects and as whom. `user` is the node's path; the password is never shown."""
+
+    host: str
+    port: int
+    user: str
+    password: str | None = field(default=None, repr=False)
+
+
+class Link(Protocol):
+    """One connection to one broker. All methods may be called from any thread."""
+
+    def open(self) -> None:
+        """Start connecting; returns at once. `Up` follows on every connect, after the subscriptions were granted."""
+
+    def publish(self, frame: Frame) -> None:
+        """Hand a frame over. QoS 1 frames survive a lost connection as long as this process lives."""
+
+    def done(self, arrived: Arrived) -> None:
+        """Acknowledge a message to the broker, which then may send the next."""
+
+    def close(self) -> None:
+        """Disconnect after what was published has gone out, within a few seconds; no will is sent. Idempotent."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """A snapshot of the counters."""
