@@ -1,0 +1,1 @@
+"""When it is said: the sans-IO machines of the rounds. Knows the protocol only."""

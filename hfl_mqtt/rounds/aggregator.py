@@ -1,0 +1,485 @@
+"""The machine that collects from below: the cloud, and the lower half of an edge.
+
+    IDLE -open-> OPEN -quorum in-> GRACE -all in, or grace over-> IDLE   (gives the aggregate)
+                 OPEN -deadline without quorum, no retry left-> IDLE     (missed)
+
+A peer's misbehaviour never raises here: it becomes a refusal with its reason and a counted note.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hfl_mqtt.errors import Malformed, Misuse, Refused
+from hfl_mqtt.protocol.blobs import Cut, Reassembler
+from hfl_mqtt.protocol.messages import (
+    Decline,
+    Kind,
+    Manifest,
+    ModelPart,
+    Phase,
+    Plan,
+    Receipt,
+    RoundCall,
+    State,
+    StateName,
+    Tally,
+    Tier,
+    Update,
+    UpdatePart,
+    Want,
+    WantModel,
+    round_text,
+)
+from hfl_mqtt.protocol.topics import is_child
+from hfl_mqtt.protocol.wire import unpack_update
+from hfl_mqtt.rounds import cohort
+from hfl_mqtt.rounds.actions import Action, ClearSlots, Note, Send, note
+from hfl_mqtt.rounds.arithmetic import Accumulator, Arithmetic
+from hfl_mqtt.rounds.policy import Waiting, quorum_of
+
+REMIND_S = 10.0
+MAX_REMIND_S = 60.0
+#: While parts of an update keep arriving, a deadline moves on by this much.
+PROGRESS_S = 15.0
+#: A part of the model is put into its slot again at most this often, however many children ask.
+REPUBLISH_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a round gave. `weights` is the new model (the base itself after an evaluation or a miss)."""
+
+    run: str
+    round: tuple[int, ...]
+    kind: Kind
+    is_missed: bool
+    weights: Any = field(repr=False)
+    accepted: dict[str, int]
+    declined: dict[str, str]
+    missing: tuple[str, ...]
+    tallies: dict[str, Tally]
+    seconds: float
+
+    def waited_for(self) -> str:
+        """Say for people who did not contribute, and why."""
+        said = [f"{name} ({reason})" for name, reason in sorted(self.declined.items())]
+        return ", ".join([*said, *(f"{name} (no answer)" for name in self.missing)])
+
+
+@dataclass(slots=True)
+class _Member:
+    boot: int
+    is_present: bool
+
+
+@dataclass(slots=True)
+class _Round:
+    call: RoundCall
+    waiting: Waiting
+    accumulator: Accumulator
+    asked: set[str]
+    next_remind_s: float
+    remind_wait_s: float = REMIND_S
+    accepted: dict[str, int] = field(default_factory=dict)
+    declined: dict[str, str] = field(default_factory=dict)
+    refused_blobs: dict[str, str] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+
+    @property
+    def quorum(self) -> int:
+        return quorum_of(self.waiting.tier, len(self.asked))
+
+
+class Aggregator:
+    """Opens rounds for its children and adds up what they send.
+
+    Args:
+        path: this node's name; its children are the paths right below.
+        arithmetic: the numbers.
+        max_under_way: most bytes of updates that are under way at once.
+    """
+
+    def __init__(self, *, path: str, arithmetic: Arithmetic, max_under_way: int = 2**31) -> None:
+        self.path = path
+        self._arithmetic = arithmetic
+        self._max_under_way = max_under_way
+        self._members: dict[str, _Member] = {}
+        self._weights: Any = None
+        self._manifest: Manifest | None = None
+        self._model: Cut | None = None
+        self._republished_s: dict[int, float] = {}
+        self._last_call: RoundCall | None = None
+        self._round: _Round | None = None
+        self._updates = Reassembler(max_blob=1, max_total=1)
+        self._receipts: dict[str, Receipt] = {}
+        self.outcome: Outcome | None = None
+
+    # -------------------------------------------------------------- for the node above
+
+    @property
+    def present(self) -> list[str]:
+        """The children that can be asked now."""
+        return sorted(name for name, member in self._members.items() if member.is_present)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a round is open."""
+        return self._round is not None
+
+    def take_outcome(self) -> Outcome | None:
+        """Return the outcome of the round that just ended, once."""
+        outcome, self.outcome = self.outcome, None
+        return outcome
+
+    def offer(self, *, run: str, version: int, weights: Any, blob: bytes | None = None) -> list[Action]:
+        """Put a model into the slots. `blob` is its encoding, where it is at hand."""
+        digest = self._arithmetic.digest(weights)
+        if self._manifest is not None and (self._manifest.run, self._manifest.digest) == (run, digest):
+            return []
+        before = self._model.count if self._model is not None else 0
+        self._model = Cut.of(blob if blob is not None else self._arithmetic.encode_model(weights))
+        self._weights = weights
+        self._manifest = Manifest(
+            run=run,
+            version=version,
+            digest=digest,
+            blob=self._model.digest,
+            size=len(self._model.blob),
+            parts=self._model.count,
+            codec=self._arithmetic.model_codec,
+        )
+        self._republished_s = {}
+        return [*self._model_actions(), *self._clear(before)]
+
+    def open(
+        self, *, run: str, round_id: tuple[int, ...], plan: Plan, tier: Tier, seed: int, now: float
+    ) -> list[Action]:
+        """Call the children to a round from the model last offered.
+
+        Raises:
+            Misuse: no model was offered, or a round is open.
+        """
+        if self._manifest is None or self._round is not None:
+            raise Misuse("open() needs an offered model and no open round")
+        drawn = cohort.draw(seed, round_id, self.present, tier.fraction)
+        asked = {name for name in self.present if cohort.is_asked(drawn, round_id, name)}
+        call = RoundCall(
+            run=run,
+            round=round_id,
+            phase=Phase.OPEN,
+            asked=len(asked),
+            quorum=quorum_of(tier, len(asked)),
+            open_for_s=tier.open_for_s,
+            codec=tier.codec,
+            draw=drawn,
+            plan=plan,
+            model=self._manifest,
+        )
+        limit = self._arithmetic.update_limit(self._weights) + 4096
+        self._updates = Reassembler(max_blob=limit, max_total=max(self._max_under_way, limit))
+        self._round = _Round(
+            call=call,
+            waiting=Waiting.begin(tier, now),
+            accumulator=self._arithmetic.accumulator(self._weights, tier.codec),
+            asked=asked,
+            next_remind_s=now + REMIND_S,
+        )
+        self._last_call = call
+        opened = note("opened", run=run, round=round_text(round_id), kind=plan.kind.value, asked=len(asked))
+        return [Send(message=call), opened]
+
+    def cancel(self, why: str) -> list[Action]:
+        """Close an open round without a result."""
+        if self._round is None:
+            return []
+        call = self._round.call
+        return [*self._end(), note("abandoned", run=call.run, round=round_text(call.round), reason=why)]
+
+    def finish(self, run: str) -> list[Action]:
+        """Tell the children that the run is over."""
+        actions = self.cancel("the run is over")
+        if self._last_call is not None and self._last_call.run == run:
+            self._last_call = _replace(self._last_call, phase=Phase.FINISHED)
+            actions.append(Send(message=self._last_call))
+        return actions
+
+    def connected(self, *, session_present: bool) -> list[Action]:
+        """After a new session the broker may have lost what it retained: say it again."""
+        if session_present or self._last_call is None:
+            return []
+        return [*self._model_actions(), Send(message=self._last_call)]
+
+    # -------------------------------------------------------------- from the children
+
+    def hear(self, message: State | Decline | UpdatePart | WantModel, sender: str, now: float) -> list[Action]:
+        """Take a message of a child."""
+        if not is_child(sender, self.path):
+            return [note("stranger", sender=sender, said=type(message).__name__)]
+        if isinstance(message, State):
+            return self._hear_state(message, sender, now)
+        if isinstance(message, Decline):
+            return self._hear_decline(message, sender, now)
+        if isinstance(message, WantModel):
+            return self._hear_want(message, sender, now)
+        return self._hear_part(message, sender, now)
+
+    def _hear_state(self, state: State, sender: str, now: float) -> list[Action]:
+        member = self._members.get(sender)
+        if member is not None and state.boot < member.boot:
+            return [note("late_will", sender=sender, boot=state.boot)]
+        was_present = member is not None and member.is_present
+        self._members[sender] = _Member(state.boot, state.state.is_present)
+        actions: list[Action] = []
+        if state.state.is_present and not was_present:
+            actions.append(note("joined", sender=sender, boot=state.boot))
+            self._admit(sender)
+        elif was_present and not state.state.is_present:
+            left = "lost" if state.state is StateName.LOST else "left"
+            actions.append(note(left, sender=sender, boot=state.boot))
+            actions += self._settle(now)
+        return actions
+
+    def _admit(self, sender: str) -> None:
+        ongoing = self._round
+        if ongoing is not None and cohort.is_asked(ongoing.call.draw, ongoing.call.round, sender):
+            ongoing.asked.add(sender)
+
+    def _hear_decline(self, decline: Decline, sender: str, now: float) -> list[Action]:
+        ongoing = self._round
+        if ongoing is None or (decline.run, decline.round) != (ongoing.call.run, ongoing.call.round):
+            return [note("decline_out_of_place", sender=sender, round=round_text(decline.round))]
+        if sender in ongoing.accepted or sender not in ongoing.asked:
+            return [note("decline_out_of_place", sender=sender, round=round_text(decline.round))]
+        if ongoing.declined.get(sender) == decline.reason:
+            return []
+        ongoing.declined[sender] = decline.reason
+        said = self._note("declined", sender=sender, reason=decline.reason)
+        return [said, *self._settle(now)]
+
+    def _hear_want(self, want: WantModel, sender: str, now: float) -> list[Action]:
+        if self._model is None or want.blob != self._model.digest:
+            return [note("want_out_of_place", sender=sender)]
+        due = [
+            index
+            for index in want.parts
+            if index < self._model.count and now - self._republished_s.get(index, -REPUBLISH_S) >= REPUBLISH_S
+        ]
+        self._republished_s.update(dict.fromkeys(due, now))
+        return [Send(message=self._model_part(index)) for index in due]
+
+    def _hear_part(self, part: UpdatePart, sender: str, now: float) -> list[Action]:
+        ongoing = self._round
+        if ongoing is None or (part.run, part.round) != (ongoing.call.run, ongoing.call.round):
+            return self._out_of_place(part, sender)
+        if sender in ongoing.accepted or ongoing.refused_blobs.get(sender) == part.blob:
+            duplicate = self._note("duplicate", sender=sender)
+            return [self._receipt_again(sender), duplicate] if part.index == 0 else [duplicate]
+        if not cohort.is_asked(ongoing.call.draw, ongoing.call.round, sender):
+            return self._refuse(part, sender, "not asked in this round", now)
+        if part.base != ongoing.call.model.digest:
+            return self._refuse(part, sender, "foreign base: this update starts from another model", now)
+        ongoing.asked.add(sender)
+        self._members.setdefault(sender, _Member(0, True)).is_present = True
+        try:
+            progress = self._updates.add(sender, part, now)
+        except Malformed as error:
+            return self._refuse(part, sender, str(error), now)
+        if progress.ask:
+            return [Send(message=Want(blob=part.blob, parts=progress.ask), to=sender)]
+        if progress.blob is None:
+            return []
+        try:
+            return self._add(unpack_update(progress.blob), sender, now)
+        except (Malformed, Refused) as error:
+            return self._refuse(part, sender, str(error), now)
+
+    def _add(self, update: Update, sender: str, now: float) -> list[Action]:
+        ongoing = self._round
+        assert ongoing is not None
+        call = ongoing.call
+        if (update.run, update.round, update.base, update.sender) != (call.run, call.round, call.model.digest, sender):
+            raise Refused("the update inside is another one than its parts said")
+        tallies = dict(ongoing.tallies)
+        for name, tally in update.tallies.items():
+            try:
+                tallies[name] = tallies[name] + tally if name in tallies else tally
+            except ValueError as error:
+                raise Refused(f"metric {name!r}: {error}") from None
+        if len(tallies) > 16:
+            raise Refused(f"{len(tallies)} metrics, at most 16")
+        if call.plan.kind is Kind.TRAIN:
+            ongoing.accumulator.add(update.payload, update.weight)
+        elif update.payload or update.weight:
+            raise Refused("an evaluation carries no weights")
+        ongoing.tallies = tallies
+        ongoing.accepted[sender] = update.weight
+        ongoing.declined.pop(sender, None)
+        self._receipts[sender] = Receipt(run=call.run, round=call.round, base=update.base, accepted=True)
+        accepted = self._note("accepted", sender=sender, weight=update.weight, bytes=len(update.payload))
+        return [self._receipt_again(sender), accepted, *self._settle(now)]
+
+    def _refuse(self, part: UpdatePart, sender: str, reason: str, now: float) -> list[Action]:
+        ongoing = self._round
+        assert ongoing is not None
+        self._updates.drop(sender, part.blob)
+        self._receipts[sender] = Receipt(
+            run=part.run, round=part.round, base=part.base, accepted=False, reason=reason[:300]
+        )
+        ongoing.refused_blobs[sender] = part.blob
+        if sender in ongoing.asked:
+            ongoing.declined[sender] = f"refused: {reason}"
+        refused = self._note("refused", sender=sender, reason=reason)
+        return [self._receipt_again(sender), refused, *self._settle(now)]
+
+    def _out_of_place(self, part: UpdatePart, sender: str) -> list[Action]:
+        late = note("late", sender=sender, run=part.run, round=round_text(part.round))
+        if part.index != 0:
+            return [late]
+        given = self._receipts.get(sender)
+        if given is None or (given.run, given.round, given.base) != (part.run, part.round, part.base):
+            reason = f"too late: {round_text(part.round)} is closed"
+            given = Receipt(run=part.run, round=part.round, base=part.base, accepted=False, reason=reason)
+        return [Send(message=given, to=sender), late]
+
+    # -------------------------------------------------------------- time
+
+    def tick(self, now: float) -> list[Action]:
+        """Do what the clock asks for: remind, ask for missing parts, extend, close."""
+        ongoing = self._round
+        if ongoing is None:
+            return []
+        actions: list[Action] = [
+            Send(message=Want(blob=ask.blob, parts=ask.parts), to=ask.sender) for ask in self._updates.tick(now)
+        ]
+        if now >= ongoing.next_remind_s:
+            ongoing.remind_wait_s = min(ongoing.remind_wait_s * 2, MAX_REMIND_S)
+            ongoing.next_remind_s = now + ongoing.remind_wait_s
+            if self._awaited(ongoing):
+                actions.append(Send(message=ongoing.call))
+        if now >= ongoing.waiting.next_s:
+            actions += self._time_is_up(ongoing, now)
+        return actions
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do next."""
+        if self._round is None:
+            return None
+        moments = (self._round.waiting.next_s, self._round.next_remind_s, self._updates.next_deadline)
+        return min(moment for moment in moments if moment is not None)
+
+    def _time_is_up(self, ongoing: _Round, now: float) -> list[Action]:
+        if len(ongoing.accepted) >= ongoing.quorum:
+            return self._close(now)
+        if self._updates.has_progress_since(now - PROGRESS_S):
+            ongoing.waiting.extend(now, by_s=PROGRESS_S)
+            return []
+        if ongoing.waiting.extend(now):
+            missed = self._note(
+                "extended",
+                accepted=len(ongoing.accepted),
+                quorum=ongoing.quorum,
+                waiting_for=sorted(self._awaited(ongoing)),
+            )
+            return [missed, Send(message=ongoing.call)]
+        return self._close(now)
+
+    # -------------------------------------------------------------- inside
+
+    def _awaited(self, ongoing: _Round) -> set[str]:
+        present = {name for name in ongoing.asked if self._members[name].is_present}
+        return present - ongoing.accepted.keys() - ongoing.declined.keys()
+
+    def _settle(self, now: float) -> list[Action]:
+        """Close if there is nothing left to wait for; start the grace period if the quorum is in."""
+        ongoing = self._round
+        if ongoing is None or len(ongoing.accepted) < ongoing.quorum:
+            return []
+        if not self._awaited(ongoing):
+            return self._close(now)
+        ongoing.waiting.quorum_in(now)
+        return []
+
+    def _close(self, now: float) -> list[Action]:
+        ongoing = self._round
+        assert ongoing is not None
+        call = ongoing.call
+        is_missed = len(ongoing.accepted) < ongoing.quorum
+        weights = self._weights
+        if not is_missed and call.plan.kind is Kind.TRAIN:
+            weights = self._arithmetic.apply(self._weights, ongoing.accumulator)
+        self.outcome = outcome = Outcome(
+            run=call.run,
+            round=call.round,
+            kind=call.plan.kind,
+            is_missed=is_missed,
+            weights=weights,
+            accepted=ongoing.accepted,
+            declined=ongoing.declined,
+            missing=tuple(sorted(ongoing.asked - ongoing.accepted.keys() - ongoing.declined.keys())),
+            tallies=ongoing.tallies,
+            seconds=now - ongoing.waiting.opened_s,
+        )
+        closed = self._note(
+            "missed" if is_missed else "closed",
+            kind=outcome.kind.value,
+            accepted=len(outcome.accepted),
+            asked=len(ongoing.asked),
+            quorum=ongoing.quorum,
+            samples=sum(outcome.accepted.values()),
+            waited_for=outcome.waited_for(),
+            seconds=round(outcome.seconds, 3),
+        )
+        return [*self._end(), closed]
+
+    def _end(self) -> list[Action]:
+        ongoing = self._round
+        assert ongoing is not None
+        self._round = None
+        self._updates.clear()
+        self._last_call = _replace(ongoing.call, phase=Phase.CLOSED)
+        return [Send(message=self._last_call)]
+
+    def _model_actions(self) -> list[Action]:
+        assert self._model is not None
+        assert self._manifest is not None
+        parts: list[Action] = [Send(message=self._model_part(index)) for index in range(self._model.count)]
+        return [*parts, Send(message=self._manifest)]
+
+    def _model_part(self, index: int) -> ModelPart:
+        assert self._model is not None
+        return ModelPart(
+            blob=self._model.digest,
+            index=index,
+            count=self._model.count,
+            size=len(self._model.blob),
+            data=self._model.part(index),
+        )
+
+    def _clear(self, before: int) -> list[Action]:
+        assert self._model is not None
+        return [ClearSlots(first=self._model.count, end=before)] if before > self._model.count else []
+
+    def _receipt_again(self, sender: str) -> Send:
+        return Send(message=self._receipts[sender], to=sender)
+
+    def _note(self, event: str, **fields: Any) -> Note:
+        assert self._round is not None
+        return note(event, run=self._round.call.run, round=round_text(self._round.call.round), **fields)
+
+
+def _replace(call: RoundCall, *, phase: Phase) -> RoundCall:
+    return RoundCall(
+        run=call.run,
+        round=call.round,
+        phase=phase,
+        asked=call.asked,
+        quorum=call.quorum,
+        open_for_s=call.open_for_s,
+        codec=call.codec,
+        draw=call.draw,
+        plan=call.plan,
+        model=call.model,
+    )

@@ -1,0 +1,52 @@
+"""How long a round waits, and for how many: pure arithmetic on a `Tier`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hfl_mqtt.protocol.messages import Tier
+
+
+def quorum_of(tier: Tier, asked: int) -> int:
+    """Return how many updates a round needs: a count as it is, a share of those asked rounded up, never below 1."""
+    if isinstance(tier.quorum, int) and not isinstance(tier.quorum, bool):
+        return tier.quorum
+    return max(1, math.ceil(tier.quorum * asked))
+
+
+@dataclass(slots=True)
+class Waiting:
+    """The clock of one open round. A missed deadline is extended `retries` times; what was accepted stays accepted."""
+
+    tier: Tier
+    opened_s: float
+    deadline_s: float
+    grace_ends_s: float | None = None
+    extensions: int = 0
+
+    @classmethod
+    def begin(cls, tier: Tier, now: float) -> Waiting:
+        """Start the clock."""
+        return cls(tier, now, now + tier.open_for_s)
+
+    def quorum_in(self, now: float) -> None:
+        """Start the grace period, once; it never outlasts the deadline."""
+        if self.grace_ends_s is None:
+            self.grace_ends_s = min(now + self.tier.grace_s, max(self.deadline_s, now))
+
+    @property
+    def next_s(self) -> float:
+        """When the clock next decides something."""
+        return self.deadline_s if self.grace_ends_s is None else self.grace_ends_s
+
+    def extend(self, now: float, *, by_s: float | None = None) -> bool:
+        """Wait longer: by `by_s` while parts are coming in, else a whole `open_for_s` if a retry is left."""
+        if by_s is not None:
+            self.deadline_s = now + by_s
+            return True
+        if self.extensions >= self.tier.retries:
+            return False
+        self.extensions += 1
+        self.deadline_s = now + self.tier.open_for_s
+        return True
