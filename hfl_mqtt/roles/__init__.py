@@ -1,0 +1,1 @@
+"""Thin shells that give the machines a link, a clock and a worker."""

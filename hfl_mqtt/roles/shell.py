@@ -1,0 +1,153 @@
+"""Between a node and the world: events in from a link, actions out to whoever carries them out.
+
+A `Shell` has no thread and no clock of its own: the runner gives it both in production, the simulator in a simulation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from hfl_mqtt.errors import Malformed
+from hfl_mqtt.protocol.messages import Metrics, ModelPart
+from hfl_mqtt.protocol.topics import Channel, Topic, aggregator_filters, parent, participant_filters
+from hfl_mqtt.protocol.wire import Frame, decode, encode
+from hfl_mqtt.rounds.actions import (
+    Action,
+    CancelWork,
+    ClearSlots,
+    Connected,
+    Event,
+    Lost,
+    Note,
+    Received,
+    RunOver,
+    Save,
+    Send,
+    Work,
+    note,
+)
+from hfl_mqtt.rounds.nodes import ClientNode, Node
+from hfl_mqtt.transport.link import Arrived, Down, Link, LinkEvent, Rejected, Up
+
+MetricValues = Mapping[str, int | float | str | None]
+
+
+class World(Protocol):
+    """What carries out the actions that are not messages."""
+
+    def work(self, node: Node, work: Work) -> None:
+        """Start the work; its end comes back as `Worked` or `WorkFailed`."""
+
+    def cancel(self, node: Node, work_id: str) -> None:
+        """Stop the work."""
+
+    def save(self, node: Node, save: Save) -> None:
+        """Make a model durable before returning."""
+
+    def record(self, node: Node, entry: Note) -> None:
+        """Write to the journal."""
+
+    def vitals(self, node: Node) -> MetricValues:
+        """Return what goes beside a node's own metrics: bytes, memory, temperature."""
+
+    def over(self, node: Node, end: RunOver) -> None:
+        """Take it that a run has ended."""
+
+
+def filters(node: Node, federation: str) -> list[tuple[str, int]]:
+    """Return what a node reads, with the QoS."""
+    up = participant_filters(federation, node.path) if parent(node.path) is not None else []
+    down = [] if isinstance(node, ClientNode) else aggregator_filters(federation, node.path)
+    return up + down
+
+
+class Shell:
+    """One node on one link.
+
+    Args:
+        node: the node.
+        federation: its federation.
+        link: makes the link, given what to call with its events; `open` is called by `start`.
+        world: carries out everything else.
+    """
+
+    def __init__(self, node: Node, federation: str, link: Link, world: World) -> None:
+        self.node = node
+        self.link = link
+        self.counts: Counter[str] = Counter()
+        self._federation = federation
+        self._world = world
+
+    def start(self, now: float) -> None:
+        """Begin and start connecting."""
+        self._perform(self.node.start(now))
+        self.link.open()
+
+    def feed(self, event: LinkEvent | Event, now: float) -> None:
+        """Take what the link or the work has to say."""
+        match event:
+            case Arrived():
+                try:
+                    self._arrived(event.frame, now)
+                finally:
+                    self.link.done(event)
+            case Up():
+                self._perform([note("connected"), *self.node.handle(Connected(session_present=event.session_present), now)])
+            case Down():
+                self._perform([note("disconnected", reason=event.reason), *self.node.handle(Lost(reason=event.reason), now)])
+            case Rejected():
+                self._perform([note("rejected", topic=event.topic, reason=event.reason)])
+            case _:
+                self._perform(self.node.handle(event, now))
+
+    def tick(self, now: float) -> None:
+        """Let the node look at the clock."""
+        self._perform(self.node.tick(now))
+
+    def say_farewell(self) -> None:
+        """Tell everybody that this node leaves on purpose."""
+        self._perform([Send(message=self.node.farewell)])
+
+    def _arrived(self, frame: Frame, now: float) -> None:
+        if not frame.payload:
+            return  # a retained message was deleted
+        try:
+            message, topic = decode(frame)
+            if topic.federation != self._federation:
+                raise Malformed(f"federation {topic.federation!r} is not ours")
+            sender = topic.path
+            if topic.channel is Channel.CMND:
+                if topic.path != self.node.path:
+                    raise Malformed(f"a command for {topic.path!r} came to {self.node.path!r}")
+                sender = parent(topic.path) or ""
+        except Malformed as error:
+            self._perform([note("malformed", topic=frame.topic[:200], reason=str(error))])
+            return
+        self._perform(self.node.handle(Received(message=message, sender=sender), now))
+
+    def _perform(self, actions: list[Action]) -> None:
+        node = self.node
+        for action in actions:
+            match action:
+                case Send():
+                    message = action.message
+                    if isinstance(message, Metrics):
+                        message = Metrics(values={**message.values, **self._world.vitals(node)})
+                    self.link.publish(encode(message, self._federation, action.to or node.path))
+                case ClearSlots():
+                    for slot in range(action.first, action.end):
+                        topic = Topic(self._federation, node.path, ModelPart.channel, str(slot))
+                        self.link.publish(Frame(topic=str(topic), payload=b"", retain=True))
+                case Note():
+                    self.counts[action.event] += 1
+                    self._world.record(node, action)
+                case Work():
+                    self._world.work(node, action)
+                case CancelWork():
+                    self._world.cancel(node, action.work_id)
+                case Save():
+                    self._world.save(node, action)
+                case RunOver():
+                    self._world.over(node, action)
