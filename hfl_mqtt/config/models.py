@@ -1,0 +1,292 @@
+"""What stands in the YAML of each role: frozen models that refuse unknown keys and see that keys go together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from typing_extensions import Self
+
+from hfl_mqtt.config.sections import (
+    BrokerConfig,
+    Federation,
+    NodeName,
+    PlanConfig,
+    Secret,
+    Section,
+    TaskConfig,
+    TierConfig,
+    registered,
+)
+from hfl_mqtt.config.units import Duration, LocalPath, Whole, duration_text
+from hfl_mqtt.config.wording import KeyPath, misplaced
+from hfl_mqtt.protocol import messages
+from hfl_mqtt.protocol.topics import parent
+from hfl_mqtt.transport.link import Account
+
+__all__ = [
+    "BrokerConfig",
+    "ClientConfig",
+    "CloudConfig",
+    "DemoConfig",
+    "DeviceConfig",
+    "EdgeConfig",
+    "PlanConfig",
+    "Secret",
+    "TaskConfig",
+    "TierConfig",
+    "default_state_dir",
+]
+
+#: Of the cloud and the edges below it, where a file says nothing of tiers.
+_TIERS = (TierConfig(open_for=600.0), TierConfig())
+
+
+def _root(name: str) -> str:
+    if parent(name) is not None:
+        raise ValueError(f"must be one name without '/', for the cloud is the root of the tree, got {name!r}")
+    return name
+
+
+def _below_root(name: str) -> str:
+    if parent(name) is None:
+        raise ValueError(f"must start with its parent's name, such as cloud/{name}, got {name!r}")
+    return name
+
+
+RootName = Annotated[NodeName, AfterValidator(_root)]
+ChildName = Annotated[NodeName, AfterValidator(_below_root)]
+Seed = Annotated[Whole, Field(ge=0, le=2**53)]
+Rounds = Annotated[Whole, Field(ge=1, le=10_000)]
+
+
+def default_state_dir(federation: str, name: str) -> Path:
+    """Return where a node keeps what must survive a restart, unless told otherwise: under `$XDG_STATE_HOME`.
+
+    One flat folder a node, `cloud@farm-a`, so that no node's files lie among its parent's on a shared machine.
+    """
+    home = os.environ.get("XDG_STATE_HOME", "")
+    root = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
+    return root / "hfl-mqtt" / federation / name.replace("/", "@")
+
+
+class _Node(Section):
+    """What every node says of itself."""
+
+    federation: Federation = Field(description="The federation; its members share nothing with another's.")
+    broker: BrokerConfig = Field(description="The broker that the node connects to.")
+    state_dir: LocalPath | None = Field(
+        default=None, description="Folder for what must survive a restart; by default under ~/.local/state/hfl-mqtt."
+    )
+
+
+class _Aggregator(_Node):
+    """What the cloud and the edges have in common."""
+
+    name: NodeName
+
+    def account(self) -> Account:
+        """Read the password and return how the node connects; ConfigError where it cannot be read."""
+        return self.broker.account(self.name)
+
+    def state_path(self) -> Path:
+        """Return the state folder; it may not exist yet."""
+        return self.state_dir or default_state_dir(self.federation, self.name)
+
+
+class CloudConfig(_Aggregator):
+    """The root of the tree: it holds the model and says when rounds are."""
+
+    role: Literal["cloud"]
+    name: RootName = Field(default="cloud", description="The cloud's name, with which all other names start.")
+    task: TaskConfig = Field(description="What is learned.")
+    rounds: Rounds = Field(description="Global rounds in a run.")
+    seed: Seed = Field(default=0, description="Equal seeds give equal first models and equal cohorts.")
+    plan: PlanConfig = Field(default=PlanConfig(), description="What a device does in a round.")
+    tiers: Annotated[tuple[TierConfig, ...], Field(min_length=1, max_length=8)] = Field(
+        default=_TIERS, description="First the cloud over its children, then each tier of aggregators below it."
+    )
+    strategy: Annotated[str, registered("strategies")] = Field(
+        default="fedavg", description="How updates become a model."
+    )
+    evaluate: bool = Field(default=True, description="Whether devices score the last model when training is over.")
+    wait_for: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(
+        default=1, description="Children to be there before round one."
+    )
+    wait_at_most: Duration = Field(default=600.0, description="How long to wait for them.")
+    out: LocalPath | None = Field(
+        default=None, description="Folder for model, journal and summary; by default in the state folder."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        mistakes = [*self._unreachable(), *_too_long(self.tiers)]
+        if mistakes:
+            raise misplaced(*mistakes)
+        return self
+
+    def _unreachable(self) -> Iterator[tuple[KeyPath, str]]:
+        first = self.tiers[0]
+        if "rounds" in first.model_fields_set:
+            yield ("tiers", 0, "rounds"), "the cloud's own rounds stand at the top, in rounds: leave this one out"
+        if isinstance(first.quorum, int) and first.quorum > self.wait_for:
+            yield (
+                ("tiers", 0, "quorum"),
+                f"{first.quorum} children must answer, but the first round starts with {self.wait_for}: "
+                f"raise wait_for to {first.quorum}, or lower this",
+            )
+
+    def to_tiers(self) -> tuple[messages.Tier, ...]:
+        """Return the tiers as machines take them, the cloud's first, with the global rounds as its own."""
+        return (self.tiers[0].to_tier(self.rounds), *(tier.to_tier() for tier in self.tiers[1:]))
+
+    def to_plan(self) -> messages.Plan:
+        """Return the plan that the cloud sends down: with the tiers below the cloud."""
+        return self.plan.to_plan(self.task.label, seed=self.seed, tiers=self.to_tiers()[1:])
+
+    def out_path(self) -> Path:
+        """Return the folder for model, journal and summary; it may not exist yet."""
+        return self.out or self.state_path() / "out"
+
+
+class EdgeConfig(_Aggregator):
+    """An aggregator between its children and its parent. Its rounds are the cloud's to say."""
+
+    role: Literal["edge"]
+    name: ChildName = Field(description="The edge's name, below its parent's: cloud/farm-a.")
+    journal: LocalPath | None = Field(
+        default=None, description="File for the journal; by default journal.jsonl in the state folder."
+    )
+    until_finished: bool = Field(
+        default=False, description="Whether to end when a run has finished, rather than wait for the next."
+    )
+
+    def journal_path(self) -> Path:
+        """Return the journal's file; its folder may not exist yet."""
+        return self.journal or self.state_path() / "journal.jsonl"
+
+
+class DeviceConfig(Secret):
+    """One client of a process: its name, its data, and its own password where it has one."""
+
+    name: ChildName = Field(description="The client's name, below its parent's: cloud/farm-a/pi-07.")
+    data: dict[str, Any] = Field(default_factory=dict, description="Which data is this client's; the task takes it.")
+
+
+class ClientConfig(_Node):
+    """One client, or several that share a process and a parent."""
+
+    role: Literal["client"]
+    name: ChildName | None = Field(
+        default=None, description="The client's name, below its parent's: cloud/farm-a/pi-07."
+    )
+    data: dict[str, Any] | None = Field(default=None, description="Which data is this client's; the task takes it.")
+    clients: Annotated[tuple[DeviceConfig, ...], Field(min_length=1, max_length=10_000)] | None = Field(
+        default=None, description="Several clients, instead of name and data."
+    )
+    task: TaskConfig = Field(description="What is learned; the same as the cloud's.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where to train: auto takes a GPU if there is one."
+    )
+    threads: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Cores to train on.")
+    idle: Duration = Field(default=60.0, description="The training process ends after so long without work.")
+    until_finished: bool = Field(
+        default=False, description="Whether to end when a run has finished, rather than wait for the next."
+    )
+
+    @model_validator(mode="after")
+    def _has_clients_once(self) -> Self:
+        if self.clients is None:
+            if self.name is None:
+                raise misplaced(((), "name is missing; or clients, a list of several"))
+            return self
+        mistakes: list[tuple[KeyPath, str]] = []
+        mistakes += [
+            ((key,), "stands beside clients: each entry there has its own")
+            for key in ("name", "data")
+            if getattr(self, key)
+        ]
+        if self.broker.user is not None and len(self.clients) > 1:
+            mistakes.append(
+                (("broker", "user"), "is one account for several clients: leave it out, each is its own account")
+            )
+        first, seen = self.clients[0].name, dict[str, int]()
+        for index, client in enumerate(self.clients):
+            if client.name in seen:
+                mistakes.append(
+                    (("clients", index, "name"), f"is the name of clients[{seen[client.name]}] too: each has its own")
+                )
+            elif parent(client.name) != parent(first):
+                text = (
+                    f"is not below {parent(first)}, as {first} is: clients of one process share a parent and its broker"
+                )
+                mistakes.append((("clients", index, "name"), text))
+            seen.setdefault(client.name, index)
+        if mistakes:
+            raise misplaced(*mistakes)
+        return self
+
+    @property
+    def devices(self) -> tuple[DeviceConfig, ...]:
+        """The clients, whichever way they are written."""
+        if self.clients is not None:
+            return self.clients
+        assert self.name is not None
+        return (DeviceConfig(name=self.name, data=self.data or {}),)
+
+    def account(self, device: DeviceConfig) -> Account:
+        """Read the password and return how a client connects; ConfigError where it cannot be read."""
+        return self.broker.account(device.name, device)
+
+    def state_path(self, device: DeviceConfig) -> Path:
+        """Return a client's own state folder; it may not exist yet."""
+        if self.state_dir is None:
+            return default_state_dir(self.federation, device.name)
+        return self.state_dir if self.clients is None else self.state_dir / device.name.rpartition("/")[2]
+
+
+class DemoConfig(Section):
+    """A whole federation on one machine: `hfl demo`."""
+
+    role: Literal["demo"] = "demo"
+    task: TaskConfig = Field(default=TaskConfig(name="soil-moisture"), description="What is learned.")
+    seed: Seed = Field(default=0, description="Equal seeds give equal models.")
+    rounds: Rounds = Field(default=5, description="Global rounds.")
+    farms: Annotated[Whole, Field(ge=1, le=1000)] = Field(default=2, description="Edges below the cloud.")
+    clients: Annotated[Whole, Field(ge=1, le=1000)] = Field(default=2, description="Clients below each edge.")
+    plan: PlanConfig = Field(default=PlanConfig(), description="What a device does in a round.")
+    tiers: Annotated[tuple[TierConfig, ...], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="The cloud's tier and the edges'."
+    )
+    data_dir: LocalPath | None = Field(
+        default=None, description="Folder of the data, where the task does not bring its own."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        mistakes = list(_too_long(self.tiers or ()))
+        for index, (tier, children) in enumerate(zip(self.tiers or (), (self.farms, self.clients), strict=False)):
+            if isinstance(tier.quorum, int) and tier.quorum > children:
+                mistakes.append(
+                    (("tiers", index, "quorum"), f"{tier.quorum} must answer, but there are only {children}")
+                )
+        if mistakes:
+            raise misplaced(*mistakes)
+        return self
+
+
+def _too_long(tiers: tuple[TierConfig, ...]) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the tiers whose rounds do not fit into one round of the tier above."""
+    for index, (above, tier) in enumerate(pairwise(tiers)):
+        needed = tier.rounds * tier.open_for
+        if needed > above.open_for:
+            rounds = f"{tier.rounds} round{'s' if tier.rounds > 1 else ''} of {duration_text(tier.open_for)}"
+            yield (
+                ("tiers", index + 1, "open_for"),
+                f"{rounds} can take {duration_text(needed)}, but the tier above waits only "
+                f"{duration_text(above.open_for)}: raise tiers[{index}].open_for, or lower this",
+            )

@@ -1,0 +1,281 @@
+"""The sections that roles share: `broker:`, `task:`, `plan:` and the entries of `tiers:`."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from typing_extensions import Self
+
+from hfl_mqtt import registry
+from hfl_mqtt.config.units import Duration, LocalPath, Quorum, Real, Share, Whole
+from hfl_mqtt.config.wording import misplaced, near
+from hfl_mqtt.errors import ConfigError
+from hfl_mqtt.protocol import messages
+from hfl_mqtt.protocol.topics import is_federation, is_path
+from hfl_mqtt.transport.link import Account
+
+_INSTEAD = (
+    "is not taken here, so that no password lies in a configuration: put it in a file and name that in password_file, "
+    "or in an environment variable and name that in password_env"
+)
+_ONE = {"tasks": "task", "strategies": "strategy"}
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.\-]{0,252})\Z")
+
+
+def node_name(text: str) -> str:
+    """Return `text` if it names a node; ValueError otherwise."""
+    if not is_path(text):
+        raise ValueError(
+            "must be a node's name, such as cloud/farm-a/pi-07: letters, digits, '_', '.' and '-' in at most 8 parts "
+            f"with '/' between, got {text[:60]!r}"
+        )
+    return text
+
+
+def _federation(text: str) -> str:
+    if not is_federation(text):
+        raise ValueError(f"must be one name of letters, digits, '_', '.' and '-', such as orchard, got {text[:60]!r}")
+    return text
+
+
+def _host(text: str) -> str:
+    if _HOST.match(text):
+        return text
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        hint = ": the port stands in a key of its own, `port`" if ":" in text else ""
+        raise ValueError(
+            f"must be a host's name or address alone, such as 192.168.1.10, got {text[:60]!r}{hint}"
+        ) from None
+
+
+def registered(group: str) -> Any:
+    """Return a validator for the name of something registered, e.g. in `"tasks"`; nothing is loaded."""
+
+    def check(name: str) -> str:
+        known = registry.names(group)
+        if name not in known:
+            meant = near(name, known)
+            hint = f", did you mean {meant!r}?" if meant else f"; known are {', '.join(known) or 'none'}"
+            raise ValueError(f"no {_ONE[group]} is called {name[:60]!r}{hint}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _codec(text: str) -> str:
+    from hfl_mqtt.learning import codecs  # it brings numpy, which a file without codecs does not need
+
+    try:
+        return str(codecs.parse(text))
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+def _existing(path: Path, info: ValidationInfo) -> Path:
+    if info.context and not path.is_file():
+        raise ValueError(f"no such file: {path}")
+    return path
+
+
+NodeName = Annotated[str, AfterValidator(node_name)]
+Federation = Annotated[str, AfterValidator(_federation)]
+Host = Annotated[str, AfterValidator(_host)]
+ExistingFile = Annotated[LocalPath, AfterValidator(_existing)]
+CodecText = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_codec)]
+
+
+class Section(BaseModel):
+    """A mapping in YAML: frozen, and a key it does not know is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+    #: What to say of a key that people expect here and that is not taken.
+    instead: ClassVar[Mapping[str, str]] = {}
+
+
+class Secret(Section):
+    """Where a password lies: in a file or in an environment variable, never in the configuration."""
+
+    instead: ClassVar[Mapping[str, str]] = {"password": _INSTEAD}
+
+    password_file: LocalPath | None = Field(
+        default=None, description="A file that holds the password and nothing else."
+    )
+    password_env: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="The environment variable that holds the password."
+    )
+
+    @model_validator(mode="after")
+    def _is_in_one_place(self) -> Self:
+        if self.password_file is not None and self.password_env is not None:
+            raise misplaced((("password_env",), "stands beside password_file: keep one of them"))
+        return self
+
+    @property
+    def has_password(self) -> bool:
+        """Whether it is said where a password lies."""
+        return self.password_file is not None or self.password_env is not None
+
+    def password(self) -> str | None:
+        """Read the password now, without its line end; None where none is configured.
+
+        Raises:
+            ConfigError: the file is missing, unreadable, empty or has several lines, or the variable is not set.
+        """
+        if self.password_env is not None:
+            value = os.environ.get(self.password_env)
+            if not value:
+                raise ConfigError(
+                    f"the environment variable {self.password_env} holds no password: set it, or use password_file"
+                )
+            return value
+        if self.password_file is None:
+            return None
+        path = self.password_file
+        try:
+            with path.open("rb") as file:
+                text = file.read(65_536).decode().removesuffix("\n").removesuffix("\r")
+        except OSError as error:
+            raise ConfigError(f"the password file {path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"the password file {path} is not UTF-8 text") from None
+        if not text or "\n" in text:
+            raise ConfigError(f"the password file {path} must hold the password on one line and nothing else")
+        return text
+
+    def exposure(self) -> str | None:
+        """Return a warning if other users of this machine can read the password file, else None."""
+        try:
+            mode = self.password_file.stat().st_mode if self.password_file else 0
+        except OSError:
+            return None  # `password` says so
+        if mode & stat.S_IROTH:
+            return f"every user of this machine can read the password file {self.password_file}: chmod 600 it"
+        return None
+
+
+class BrokerConfig(Secret):
+    """The Mosquitto that a node connects to, and as whom."""
+
+    host: Host = Field(description="Name or address of the broker.")
+    port: Annotated[Whole, Field(ge=1, le=65535)] = Field(default=1883, description="TCP port of the broker.")
+    user: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None,
+        description="The account; by default the node's own name, which is what the brokers' rights go by.",
+    )
+    keepalive: Annotated[Duration, Field(ge=5, le=65535)] = Field(
+        default=60.0, description="After so long without a word, the broker is asked; twice that and it is given up."
+    )
+    session_expiry: Annotated[Duration, Field(ge=0, le=2**32 - 2)] = Field(
+        default=7 * 86400.0, description="How long the broker keeps messages for a node that sleeps."
+    )
+
+    def account(self, name: str, own: Secret | None = None) -> Account:
+        """Read the password and return how node `name` connects; `own` is its own secret where it has one.
+
+        Raises:
+            ConfigError: the password cannot be read.
+        """
+        secret = own if own is not None and own.has_password else self
+        return Account(host=self.host, port=self.port, user=self.user or name, password=secret.password())
+
+
+class TaskConfig(Section):
+    """What is learned: a registered task or a Python file, and that task's own options beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: Annotated[str, registered("tasks")] | None = Field(default=None, description="A registered task.")
+    file: ExistingFile | None = Field(default=None, description="A Python file with a task in it.")
+
+    @model_validator(mode="after")
+    def _is_one_task(self) -> Self:
+        if self.name is not None and self.file is not None:
+            raise misplaced((("file",), "stands beside name: a task has one of them"))
+        if self.name is None and self.file is None:
+            for key in self.model_extra or {}:
+                if meant := near(key, ["name", "file"]):
+                    raise misplaced(((key,), f"is no task, did you mean {meant!r}?"))
+            raise misplaced(
+                ((), f"needs name, one of {', '.join(registry.names('tasks'))}, or file, a Python file of your own")
+            )
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `tasks.load_task` takes: `name` or `file`, and the task's own options, which the task checks."""
+        choice = {"name": self.name} if self.file is None else {"file": str(self.file)}
+        return {**choice, **(self.model_extra or {})}
+
+    @property
+    def label(self) -> str:
+        """The task in one word: its name, or its file's."""
+        return self.name or (self.file.stem if self.file else "")
+
+
+class PlanConfig(Section):
+    """What a device does in a round: epochs over its data, or steps, of SGD."""
+
+    epochs: Annotated[Whole, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="Passes over the device's own data; 1 where neither this nor steps is given."
+    )
+    steps: Annotated[Whole, Field(ge=1, le=100_000_000)] | None = Field(
+        default=None, description="Batches, instead of epochs."
+    )
+    learning_rate: Annotated[Real, Field(gt=0, le=1e6)] = Field(default=0.01, description="SGD's step.")
+    momentum: Annotated[Real, Field(ge=0, lt=1)] = Field(default=0.0, description="SGD's momentum.")
+    weight_decay: Annotated[Real, Field(ge=0, le=1e3)] = Field(default=0.0, description="SGD's weight decay.")
+    batch_size: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(default=32, description="Examples in a batch.")
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise misplaced((("steps",), "stands beside epochs: a plan has one of them"))
+        return self
+
+    def to_plan(self, task: str, *, seed: int = 0, tiers: tuple[messages.Tier, ...] = ()) -> messages.Plan:
+        """Return the plan as it is sent."""
+        epochs = 1 if self.steps is None and self.epochs is None else self.epochs
+        rest = self.model_dump(exclude={"epochs", "steps"})
+        return messages.Plan(task=task, epochs=epochs, steps=self.steps, seed=seed, tiers=tiers, **rest)
+
+
+class TierConfig(Section):
+    """How one tier of aggregators runs its rounds."""
+
+    rounds: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
+        default=1, description="Rounds for each round of the tier above."
+    )
+    quorum: Quorum = Field(
+        default=0.5, description="How many of those asked must answer: a share such as 50 %, or a count."
+    )
+    fraction: Share = Field(default=1.0, description="How many of the children are asked in a round.")
+    open_for: Annotated[Duration, Field(gt=0)] = Field(
+        default=60.0, description="How long a round waits for its quorum."
+    )
+    grace: Duration = Field(default=5.0, description="How long it waits on for the others, once the quorum is in.")
+    retries: Annotated[Whole, Field(ge=0, le=1000)] = Field(
+        default=2, description="How often a round without quorum is asked again."
+    )
+    codec: CodecText = Field(default="raw | zstd", description="How updates to this tier are coded.")
+
+    def to_tier(self, rounds: int | None = None) -> messages.Tier:
+        """Return the tier as it is sent; `rounds` stands in for its own number of rounds."""
+        return messages.Tier(
+            rounds=self.rounds if rounds is None else rounds,
+            quorum=self.quorum,
+            fraction=self.fraction,
+            open_for_s=self.open_for,
+            grace_s=self.grace,
+            retries=self.retries,
+            codec=self.codec,
+        )

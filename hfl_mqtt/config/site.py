@@ -1,0 +1,160 @@
+"""The site file: which brokers and accounts one federation has, and how the brokers form a tree.
+
+The cloud's broker stands at the top and a farm's below it; a farm may have farms of its own below (a region). An
+account exists only on the broker where its owner connects.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from hfl_mqtt.protocol import topics
+
+#: In the output, beside the brokers' directories.
+PASSWORDS_FILE = "passwords.yaml"
+SECRETS_DIR = "secrets"
+
+
+def _segment(text: str) -> str:
+    if not topics.is_path(text) or "/" in text:
+        raise ValueError("a name is letters, digits, `_`, `.` and `-`, and starts with a letter or digit")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_segment)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:\-]{1,253}$")]
+
+
+class Place(BaseModel):
+    """A broker and the devices that connect to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    port: Port = 1883
+    #: The address it listens on; without it, every address of the machine.
+    bind: Host | None = None
+    #: A second port for browsers.
+    websockets_port: Port | None = None
+    #: Where the brokers below find it; only a broker with farms below needs it.
+    host: Host | None = None
+    devices: tuple[Name, ...] = ()
+
+
+class Farm(Place):
+    """A broker below another."""
+
+    #: `host:port` where it finds the broker above, if not at that one's own: the near end of a tunnel, or a relay.
+    uplink: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:\-]{1,253}:[0-9]{1,5}$")] | None = None
+    farms: tuple[Farm, ...] = ()
+
+
+class Cloud(Place):
+    """The broker at the top."""
+
+    name: Name = "cloud"
+
+
+class Site(BaseModel):
+    """All brokers and accounts of one federation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    federation: Name
+    cloud: Cloud
+    farms: tuple[Farm, ...] = ()
+    #: Accounts for people: they read all JSON on every broker, and no weights.
+    viewers: tuple[Name, ...] = ("viewer",)
+
+    @model_validator(mode="after")
+    def _is_a_tree(self) -> Self:
+        brokers = list(self.brokers())
+        paths = [path for broker in brokers for path in broker.nodes]
+        for path in paths:
+            if not topics.is_path(path):
+                raise ValueError(f"{path!r} is too long a path, or lies more than {topics.MAX_DEPTH} levels deep")
+        for broker in brokers:
+            if broker.below and broker.place.host is None:
+                raise ValueError(f"{broker.path} has farms below it, so it needs `host:`, where they find it")
+        for viewer in self.viewers:
+            if viewer == self.cloud.name:
+                raise ValueError(f"the viewer {viewer!r} is called like the cloud and would have its rights; rename it")
+        _refuse_twice([*paths, *self.viewers], "{!r} stands in this site twice; rename one")
+        directories = [PASSWORDS_FILE, SECRETS_DIR, *(broker.directory for broker in brokers)]
+        _refuse_twice(directories, "the files of two brokers, or of one and our own, would be called {!r}; rename one")
+        _refuse_twice([secret_name(account) for account in self.accounts()], "two secrets would be {!r}; rename one")
+        return self
+
+    def brokers(self) -> Iterator[Broker]:
+        """Yield every broker, each after the one above it."""
+        yield (root := Broker(self.cloud.name, self.cloud, None, self.farms))
+        yield from _below(root)
+
+    def accounts(self) -> list[str]:
+        """Return every account of the site once: nodes, bridges, viewers."""
+        nodes = [path for broker in self.brokers() for path in broker.nodes]
+        bridges = [bridge_account(broker.path) for broker in self.brokers() if broker.above]
+        return [*nodes, *bridges, *self.viewers]
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker in the tree: `path` is the node that aggregates there, `above` the broker it bridges to."""
+
+    path: str
+    place: Place
+    above: Broker | None
+    below: tuple[Farm, ...]
+
+    @property
+    def devices(self) -> list[str]:
+        """The paths of the devices that connect here."""
+        return [f"{self.path}/{device}" for device in self.place.devices]
+
+    @property
+    def nodes(self) -> list[str]:
+        """The paths of all nodes that connect here: the aggregator and its devices."""
+        return [self.path, *self.devices]
+
+    @property
+    def bridges(self) -> list[str]:
+        """The paths of the brokers that bridge to this one."""
+        return [f"{self.path}/{farm.name}" for farm in self.below]
+
+    @property
+    def directory(self) -> str:
+        """Where its files lie in the output: `cloud`, `farm-a`, `region-1-farm-a`."""
+        return self.path if self.above is None else "-".join(self.path.split("/")[1:])
+
+
+def bridge_account(path: str) -> str:
+    """Return the account under which the broker of `path` connects to the one above.
+
+    No node can be called so, because a node's name starts with a letter or digit: the rights that a pattern gives to
+    every account are about topics that nobody uses.
+    """
+    return f"_bridge/{path}"
+
+
+def secret_name(account: str) -> str:
+    """Return the name of the file that holds this account's password; `Site` sees to it that no two are equal."""
+    return account.replace("/", "-")
+
+
+def _below(broker: Broker) -> Iterator[Broker]:
+    for farm in broker.below:
+        yield (child := Broker(f"{broker.path}/{farm.name}", farm, broker, farm.farms))
+        yield from _below(child)
+
+
+def _refuse_twice(names: list[str], message: str) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(message.format(name))
