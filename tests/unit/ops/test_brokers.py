@@ -1,0 +1,280 @@
+"""A site file becomes configurations, rights and passwords, the same every time."""
+
+from __future__ import annotations
+
+import base64
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from hfl_mqtt.errors import ConfigError
+from hfl_mqtt.ops.brokers import (
+    INSTALLED,
+    Layout,
+    password_hash,
+    render,
+    render_example,
+    render_to,
+    secret_path,
+)
+from hfl_mqtt.config.site import Site, bridge_account
+from hfl_mqtt.protocol import topics
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "brokers"
+
+
+def site(**changes: Any) -> Site:
+    fields = {
+        "federation": "fed1",
+        "cloud": {"host": "cloud.example"},
+        "farms": [{"name": "farm-a", "devices": ["pi-1", "pi-2"]}, {"name": "farm-b", "devices": ["pi-1"]}],
+    }
+    return Site.model_validate(fields | changes)
+
+
+def region_site() -> Site:
+    below = [{"name": "farm-a", "devices": ["pi-1"]}]
+    return site(farms=[{"name": "north", "host": "north.example", "port": 1884, "farms": below}])
+
+
+def rendered(one: Site, path: str) -> str:
+    files = {file.path: file.content for file in render(one, dict.fromkeys(one.accounts(), "placeholder"))}
+    return files[path]
+
+
+def lines_after(text: str, head: str) -> list[str]:
+    """The lines behind `head`, until one of another kind."""
+    lines = text.splitlines()
+    start = lines.index(head) + 1
+    end = next((i for i in range(start, len(lines)) if not lines[i].startswith("topic ")), len(lines))
+    return lines[start:end]
+
+
+class TestTheCommittedExample:
+    def test_is_what_its_site_file_gives_byte_for_byte(self) -> None:
+        example = Site.model_validate(yaml.safe_load((EXAMPLE / "site.yaml").read_text()))
+        files = {file.path: file.content for file in render_example(example)}
+        committed = {str(path.relative_to(EXAMPLE)): path.read_text() for path in EXAMPLE.glob("*/*") if path.is_file()}
+        assert committed == files
+
+    def test_holds_no_secret_and_no_hash(self) -> None:
+        text = "".join(path.read_text() for path in EXAMPLE.glob("*/*"))
+        assert "remote_password CHANGE-ME" in text
+        assert text.count("remote_password") == text.count("remote_password CHANGE-ME")
+        assert not list(EXAMPLE.rglob("passwd"))
+
+
+class TestConfigurations:
+    def test_have_no_comment_behind_a_setting(self) -> None:
+        for broker in ("cloud", "farm-a"):
+            for line in rendered(site(), f"{broker}/mosquitto.conf").splitlines():
+                # `#` as a wildcard ends a pattern; anywhere else in a setting Mosquitto would take it for a value.
+                assert line.startswith("#") or " #" not in line
+
+    def test_the_cloud_has_no_bridge_and_a_farm_has_two(self) -> None:
+        assert "connection " not in rendered(site(), "cloud/mosquitto.conf")
+        farm = rendered(site(), "farm-a/mosquitto.conf")
+        assert [line for line in farm.splitlines() if line.startswith("connection ")] == [
+            "connection farm-a-ctl",
+            "connection farm-a-data",
+        ]
+
+    def test_the_bridges_carry_what_topics_says_and_nothing_twice(self) -> None:
+        carried = [line for line in rendered(site(), "farm-a/mosquitto.conf").splitlines() if line.startswith("topic ")]
+        ways = topics.bridge_control("fed1", "cloud/farm-a") + topics.bridge_data("fed1", "cloud/farm-a")
+        assert carried == [f"topic {pattern} {direction} 1" for pattern, direction in ways]
+        assert len(set(carried)) == len(carried)
+
+    def test_every_bridge_has_a_client_id_of_its_own(self) -> None:
+        ids = [
+            line
+            for broker in ("farm-a", "farm-b")
+            for line in rendered(site(), f"{broker}/mosquitto.conf").splitlines()
+            if line.startswith("remote_clientid")
+        ]
+        assert len(ids) == len(set(ids)) == 4
+
+    def test_a_farm_below_a_region_bridges_to_the_region(self) -> None:
+        farm = rendered(region_site(), "north-farm-a/mosquitto.conf")
+        assert "address north.example:1884" in farm
+        assert "address cloud.example:1883" in rendered(region_site(), "north/mosquitto.conf")
+
+    def test_an_uplink_of_its_own_takes_the_place_of_the_address_above(self) -> None:
+        one = site(farms=[{"name": "farm-a", "uplink": "127.0.0.1:7001"}])
+        assert rendered(one, "farm-a/mosquitto.conf").count("address 127.0.0.1:7001\n") == 2
+
+    def test_name_installed_paths_unless_told_otherwise(self, tmp_path: Path) -> None:
+        assert "password_file /etc/mosquitto/passwd" in rendered(site(), "farm-a/mosquitto.conf")
+        assert "\nuser " not in rendered(site(), "farm-a/mosquitto.conf")
+        render_to(site(), tmp_path, Layout.beside(tmp_path))
+        conf = (tmp_path / "farm-a" / "mosquitto.conf").read_text()
+        assert f"persistence_location {tmp_path}/farm-a/data/\n" in conf
+        assert "\nuser " in conf
+        assert (tmp_path / "farm-a" / "data").is_dir()
+
+
+class TestRights:
+    def test_only_those_who_connect_there_have_an_account(self) -> None:
+        accounts = {
+            broker: [line.partition(":")[0] for line in rendered(site(), f"{broker}/passwd").splitlines()]
+            for broker in ("cloud", "farm-a", "farm-b")
+        }
+        assert accounts == {
+            "cloud": ["cloud", "_bridge/cloud/farm-a", "_bridge/cloud/farm-b", "viewer"],
+            "farm-a": ["cloud/farm-a", "cloud/farm-a/pi-1", "cloud/farm-a/pi-2", "viewer"],
+            "farm-b": ["cloud/farm-b", "cloud/farm-b/pi-1", "viewer"],
+        }
+
+    def test_name_everybody_once_and_give_each_what_topics_says(self) -> None:
+        acl = rendered(site(), "farm-a/acl")
+        assert [line for line in acl.splitlines() if line.startswith("user ")] == [
+            "user viewer",
+            "user cloud/farm-a",
+            "user cloud/farm-a/pi-1",
+            "user cloud/farm-a/pi-2",
+        ]
+        assert lines_after(acl, "user viewer") == ["topic read hfl/#", "topic read $SYS/#"]
+        for path in ("cloud/farm-a", "cloud/farm-a/pi-1"):
+            rights = topics.acl_broadcast("fed1", path)
+            assert lines_after(acl, f"user {path}") == [f"topic {access} {pattern}" for access, pattern in rights]
+
+    def test_a_bridge_account_cannot_be_taken_for_a_node(self) -> None:
+        account = bridge_account("cloud/farm-a")
+        assert not topics.is_path(account)
+        assert f"user {account}" in rendered(site(), "cloud/acl")
+        assert account not in rendered(site(), "farm-a/acl")
+
+    def test_every_pattern_names_the_account(self) -> None:
+        # One without would hold for the viewer too, who would then pull weights.
+        patterns = [line for line in rendered(site(), "cloud/acl").splitlines() if line.startswith("pattern ")]
+        assert patterns
+        assert all("%u" in line for line in patterns)
+
+
+class TestPasswords:
+    def test_are_drawn_once_and_kept(self, tmp_path: Path) -> None:
+        assert all(outcome.changed for outcome in render_to(site(), tmp_path))
+        assert not any(outcome.changed for outcome in render_to(site(), tmp_path))
+
+    def test_a_new_device_changes_only_its_own_farm(self, tmp_path: Path) -> None:
+        render_to(site(farms=[{"name": "farm-a", "devices": ["pi-1"]}, {"name": "farm-b"}]), tmp_path)
+        more = site(farms=[{"name": "farm-a", "devices": ["pi-1", "pi-2"]}, {"name": "farm-b"}])
+        changed = {str(one.path.relative_to(tmp_path)) for one in render_to(more, tmp_path) if one.changed}
+        assert changed == {"passwords.yaml", "secrets/cloud-farm-a-pi-2", "farm-a/acl", "farm-a/passwd"}
+
+    def test_lie_in_files_for_their_owner_only(self, tmp_path: Path) -> None:
+        for outcome in render_to(site(), tmp_path):
+            assert stat.S_IMODE(outcome.path.stat().st_mode) == 0o600, outcome.path
+
+    def test_open_rights_are_taken_back_on_a_file_that_did_not_change(self, tmp_path: Path) -> None:
+        render_to(site(), tmp_path)
+        (tmp_path / "passwords.yaml").chmod(0o644)
+        render_to(site(), tmp_path)
+        assert stat.S_IMODE((tmp_path / "passwords.yaml").stat().st_mode) == 0o600
+
+    def test_an_account_finds_its_own_in_a_file(self, tmp_path: Path) -> None:
+        render_to(site(), tmp_path)
+        kept = yaml.safe_load((tmp_path / "passwords.yaml").read_text())
+        assert secret_path(tmp_path, "cloud/farm-a/pi-1").read_text() == kept["cloud/farm-a/pi-1"] + "\n"
+        assert len(kept["cloud/farm-a/pi-1"]) == 43  # 32 random bytes in base64
+
+    def test_a_bridge_has_its_own_in_its_configuration(self, tmp_path: Path) -> None:
+        render_to(site(), tmp_path)
+        kept = yaml.safe_load((tmp_path / "passwords.yaml").read_text())
+        conf = (tmp_path / "farm-a" / "mosquitto.conf").read_text()
+        assert conf.count(f"remote_password {kept['_bridge/cloud/farm-a']}\n") == 2
+
+    def test_of_ones_own_choice_are_used(self, tmp_path: Path) -> None:
+        (tmp_path / "passwords.yaml").write_text("viewer: let-me-look\n")
+        render_to(site(), tmp_path)
+        assert secret_path(tmp_path, "viewer").read_text() == "let-me-look\n"
+
+    def test_with_a_space_are_refused_by_account_and_not_shown(self, tmp_path: Path) -> None:
+        (tmp_path / "passwords.yaml").write_text("viewer: let me look\n")
+        with pytest.raises(ConfigError, match=r"viewer: a password is 8 to 200") as raised:
+            render_to(site(), tmp_path)
+        assert "let me look" not in str(raised.value)
+
+    @pytest.mark.parametrize("text", ["viewer: 12345678\n", "- viewer\n", "viewer: {a: b}\n"])
+    def test_file_that_is_no_mapping_of_texts_is_refused(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "passwords.yaml").write_text(text)
+        with pytest.raises(ConfigError, match="not a mapping of accounts to passwords"):
+            render_to(site(), tmp_path)
+
+    def test_file_that_is_no_yaml_is_named_with_its_line(self, tmp_path: Path) -> None:
+        (tmp_path / "passwords.yaml").write_text("cloud: abc\nviewer: [geheim\n")
+        with pytest.raises(ConfigError, match=r"passwords.yaml:3:1 is not YAML") as raised:
+            render_to(site(), tmp_path)
+        assert "geheim" not in str(raised.value)
+
+    def test_an_output_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "cloud").write_text("a file where a directory should be")
+        with pytest.raises(ConfigError, match=r"cannot write .*cloud"):
+            render_to(site(), tmp_path)
+
+    def test_hash_has_the_form_that_mosquitto_reads(self) -> None:
+        kind, iterations, salt, key = password_hash("secret", b"0123456789ab").split("$")[1:]
+        assert (kind, iterations) == ("7", "101")
+        assert base64.b64decode(salt) == b"0123456789ab"
+        assert len(base64.b64decode(key)) == 64
+
+    def test_hash_is_the_one_that_mosquittos_own_tool_makes(self, tmp_path: Path) -> None:
+        passwd = tmp_path / "passwd"
+        try:
+            subprocess.run(["mosquitto_passwd", "-b", "-c", passwd, "me", "secret"], check=True)  # noqa: S607
+        except FileNotFoundError:
+            pytest.skip("mosquitto_passwd is not installed")
+        theirs = passwd.read_text().strip().partition(":")[2]
+        salt = base64.b64decode(theirs.split("$")[3])
+        assert password_hash("secret", salt) == theirs
+
+
+class TestSiteFilesThatAreRefused:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"farms": [{"name": "farm a"}]}, "a name is letters, digits"),
+            ({"farms": [{"name": "a/b"}]}, "a name is letters, digits"),
+            ({"farms": [{"name": "_bridge"}]}, "a name is letters, digits"),
+            ({"farms": [{"name": "a"}, {"name": "a"}]}, "'cloud/a' stands in this site twice"),
+            ({"farms": [{"name": "a", "devices": ["x", "x"]}]}, "'cloud/a/x' stands in this site twice"),
+            ({"farms": [{"name": "cloud"}]}, "would be called 'cloud'"),
+            ({"farms": [{"name": "secrets"}]}, "would be called 'secrets'"),
+            ({"farms": [{"name": "a", "devices": ["b-c"]}, {"name": "a-b", "devices": ["c"]}]}, "two secrets"),
+            ({"viewers": ["cloud"]}, "would have its rights"),
+            ({"viewers": ["me", "me"]}, "'me' stands in this site twice"),
+            ({"cloud": {}}, "cloud has farms below it, so it needs `host:`"),
+            ({"cloud": {"host": "x", "uplink": "y:1"}}, "Extra inputs are not permitted"),
+            ({"cloud": {"host": "x\nuser root"}}, "String should match pattern"),
+            ({"farms": [{"name": "a", "port": 0}]}, "greater than or equal to 1"),
+            (
+                {"farms": [{"name": "a", "farms": [{"name": "y"}]}]},
+                "cloud/a has farms below",
+            ),
+        ],
+    )
+    def test_say_what_is_wrong(self, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValidationError, match=message):
+            site(**changes)
+
+    def test_a_tree_deeper_than_a_path_may_be(self) -> None:
+        farm: dict[str, Any] = {"name": "f8"}
+        for level in range(7, 0, -1):
+            farm = {"name": f"f{level}", "host": "x", "farms": [farm]}
+        with pytest.raises(ValidationError, match="more than 8 levels"):
+            site(farms=[farm])
+
+
+def test_rendering_is_the_same_every_time() -> None:
+    passwords = dict.fromkeys(site().accounts(), "placeholder")
+    assert render(site(), passwords, INSTALLED) == render(site(), passwords, INSTALLED)
+
+
+def test_a_missing_password_is_named() -> None:
+    with pytest.raises(ConfigError, match="cloud: a password is"):
+        render(site(), {})
