@@ -6,7 +6,6 @@ as everything else: the farewell goes out, what was published is delivered, the 
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
@@ -53,6 +52,7 @@ class Runner:
     ) -> None:
         self.node = node
         self.failure: HflError | None = None
+        self.on_end: Callable[[], None] = lambda: None
         self._queue: queue.SimpleQueue[LinkEvent | Event | None] = queue.SimpleQueue()
         self._housekeeping, self._every_s = housekeeping, every_s
         link = MqttLink(
@@ -87,21 +87,25 @@ class Runner:
 
     def _run(self) -> None:
         shell = self.shell
+        is_orderly = False
         try:
             shell.start(time.monotonic())
             self._loop(shell)
-            with contextlib.suppress(HflError):
-                shell.say_farewell()
+            shell.say_farewell()
+            is_orderly = True
         except HflError as error:
             self.failure = error
         finally:
+            if not is_orderly and self.failure is None:
+                self.failure = HflError(f"{self.node.path} stopped because of a fault of ours: see the trace above")
             shell.link.close()
+            self.on_end()
 
     def _loop(self, shell: Shell) -> None:
         next_housekeeping_s = time.monotonic() + self._every_s
         while True:
             now = time.monotonic()
-            due = min((s for s in (self.node.next_deadline, next_housekeeping_s) if s is not None))
+            due = min(s for s in (self.node.next_deadline, next_housekeeping_s) if s is not None)
             event: Any
             try:
                 event = self._queue.get(timeout=min(max(due - now, 0.0), MAX_WAIT_S))

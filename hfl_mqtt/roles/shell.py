@@ -6,7 +6,7 @@ A `Shell` has no thread and no clock of its own: the runner gives it both in pro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from hfl_mqtt.errors import Malformed
@@ -77,12 +77,16 @@ class Shell:
         self.node = node
         self.link = link
         self.counts: Counter[str] = Counter()
+        #: The node's own part of the metrics it last published.
+        self.last_metrics: MetricValues = {}
+        #: Payload bytes to and from the parent; for the root of the tree, from and to its children.
+        self.payload_up = self.payload_down = 0
         self._federation = federation
         self._world = world
 
     def start(self, now: float) -> None:
         """Begin and start connecting."""
-        self._perform(self.node.start(now))
+        self.perform(self.node.start(now))
         self.link.open()
 
     def feed(self, event: LinkEvent | Event, now: float) -> None:
@@ -94,21 +98,25 @@ class Shell:
                 finally:
                     self.link.done(event)
             case Up():
-                self._perform([note("connected"), *self.node.handle(Connected(session_present=event.session_present), now)])
+                self.perform(
+                    [note("connected"), *self.node.handle(Connected(session_present=event.session_present), now)]
+                )
             case Down():
-                self._perform([note("disconnected", reason=event.reason), *self.node.handle(Lost(reason=event.reason), now)])
+                self.perform(
+                    [note("disconnected", reason=event.reason), *self.node.handle(Lost(reason=event.reason), now)]
+                )
             case Rejected():
-                self._perform([note("rejected", topic=event.topic, reason=event.reason)])
+                self.perform([note("rejected", topic=event.topic, reason=event.reason)])
             case _:
-                self._perform(self.node.handle(event, now))
+                self.perform(self.node.handle(event, now))
 
     def tick(self, now: float) -> None:
         """Let the node look at the clock."""
-        self._perform(self.node.tick(now))
+        self.perform(self.node.tick(now))
 
     def say_farewell(self) -> None:
         """Tell everybody that this node leaves on purpose."""
-        self._perform([Send(message=self.node.farewell)])
+        self.perform([Send(message=self.node.farewell)])
 
     def _arrived(self, frame: Frame, now: float) -> None:
         if not frame.payload:
@@ -123,19 +131,30 @@ class Shell:
                     raise Malformed(f"a command for {topic.path!r} came to {self.node.path!r}")
                 sender = parent(topic.path) or ""
         except Malformed as error:
-            self._perform([note("malformed", topic=frame.topic[:200], reason=str(error))])
+            self.perform([note("malformed", topic=frame.topic[:200], reason=str(error))])
             return
-        self._perform(self.node.handle(Received(message=message, sender=sender), now))
+        self._count(len(frame.payload), is_from_above=sender == parent(self.node.path), channel=topic.channel)
+        self.perform(self.node.handle(Received(message=message, sender=sender), now))
 
-    def _perform(self, actions: list[Action]) -> None:
+    def _count(self, size: int, *, is_from_above: bool, channel: Channel) -> None:
+        if is_from_above:
+            self.payload_down += size
+        elif parent(self.node.path) is None and channel in (Channel.UP, Channel.TELE):
+            self.payload_up += size
+
+    def perform(self, actions: list[Action]) -> None:
+        """Carry out actions, in their order."""
         node = self.node
         for action in actions:
             match action:
                 case Send():
                     message = action.message
                     if isinstance(message, Metrics):
+                        self.last_metrics = message.values
                         message = Metrics(values={**message.values, **self._world.vitals(node)})
-                    self.link.publish(encode(message, self._federation, action.to or node.path))
+                    frame = encode(message, self._federation, action.to or node.path)
+                    self._count_sent(len(frame.payload), message.channel, is_below=action.to is not None)
+                    self.link.publish(frame)
                 case ClearSlots():
                     for slot in range(action.first, action.end):
                         topic = Topic(self._federation, node.path, ModelPart.channel, str(slot))
@@ -151,3 +170,9 @@ class Shell:
                     self._world.save(node, action)
                 case RunOver():
                     self._world.over(node, action)
+
+    def _count_sent(self, size: int, channel: Channel, *, is_below: bool) -> None:
+        if parent(self.node.path) is None:
+            self.payload_down += size
+        elif not is_below and channel is not Channel.DOWN:
+            self.payload_up += size

@@ -1,0 +1,1 @@
+"""What a person runs and looks at: journal, brokers, watch, report, demo."""

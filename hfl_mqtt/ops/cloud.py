@@ -1,0 +1,54 @@
+"""`hfl cloud`: the cloud's role with its journal and its summary."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from typing import Any
+
+from hfl_mqtt.config.models import CloudConfig
+from hfl_mqtt.learning import store
+from hfl_mqtt.ops.journal import Journal
+from hfl_mqtt.ops.serve import echo_line
+from hfl_mqtt.roles import cloud as role
+from hfl_mqtt.roles.process import Process, stopped_by_signals
+
+SUMMARY = "summary.json"
+JOURNAL = "journal.jsonl"
+
+
+def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
+    """Run a cloud to its end and write its summary beside its model.
+
+    Raises:
+        HflError: what made it fail.
+    """
+    out = config.out_path()
+    with ExitStack() as stack:
+        journal = Journal(out / JOURNAL, echo=None if quiet else echo_line, as_json=as_json)
+        stack.enter_context(journal)
+
+        def during(process: Process) -> None:
+            stack.enter_context(stopped_by_signals(process))
+
+        result = role.run(config, journal, during=during)
+    if result is None:
+        return
+    store.write_text(out / SUMMARY, json.dumps(_summary(config, result), indent=2) + "\n")
+    if not quiet and not as_json:
+        scores = "  ".join(f"{name} {value:.5g}" for name, value in result.history[-1].items())
+        echo_line(f"{result.rounds} rounds in {result.seconds:.1f} s; {scores}; the model lies in {result.model}")
+
+
+def _summary(config: CloudConfig, result: role.Result) -> dict[str, Any]:
+    return {
+        "task": config.task.label,
+        "seed": config.seed,
+        "run": result.run,
+        "rounds": result.rounds,
+        "seconds": round(result.seconds, 3),
+        "parameters": result.parameters,
+        "metric": {"name": result.metric, "higher_is_better": result.higher_is_better},
+        "history": result.history,
+        "model": str(result.model),
+    }

@@ -1,0 +1,233 @@
+"""A whole federation on this machine: real bridged brokers and one process per node or farm, all children of ours.
+
+The demo, the benchmarks and the tests stand on it. Every farm's bridge runs through a relay that counts its bytes: the
+WAN. A client only ever knows the port of its own farm's broker.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfl_mqtt.config.site import Cloud, Farm, Site
+from hfl_mqtt.errors import HflError
+from hfl_mqtt.ops import brokers, children
+from hfl_mqtt.ops.mosquitto import Mosquitto, free_ports
+from hfl_mqtt.ops.relay import Relay
+from hfl_mqtt.transport.link import Account
+
+HOST = "127.0.0.1"
+LEAVE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A client and its data."""
+
+    name: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FarmPlan:
+    """A farm and its devices. They share one process, unless `is_split`."""
+
+    name: str
+    devices: tuple[Device, ...]
+    is_split: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What to run: sections as they stand in the cloud's YAML."""
+
+    farms: tuple[FarmPlan, ...]
+    task: Mapping[str, Any]
+    rounds: int
+    seed: int
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    tiers: tuple[Mapping[str, Any], ...] = ({"open_for": "120 s"}, {"open_for": "60 s"})
+    evaluate: bool = True
+    federation: str = "demo"
+    until_finished: bool = False
+
+    @property
+    def clients(self) -> list[str]:
+        """The paths of all devices."""
+        return [f"cloud/{farm.name}/{device.name}" for farm in self.farms for device in farm.devices]
+
+
+class LocalFederation:
+    """Brokers, relays and processes in one directory.
+
+    Args:
+        plan: what to run.
+        directory: where everything is written: configurations, secrets, logs, journals, the model.
+    """
+
+    def __init__(self, plan: RunPlan, directory: Path) -> None:
+        self.plan = plan
+        self.directory = directory
+        self.brokers: dict[str, Mosquitto] = {}
+        self.relays: dict[str, Relay] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._broker_dir = directory / "brokers"
+        self._state_dir = directory / "state"
+
+    # -------------------------------------------------------------- brokers
+
+    def start_brokers(self) -> None:
+        """Render and start the cloud's broker and every farm's, bridged through relays.
+
+        Raises:
+            BrokerError: Mosquitto is not installed or does not start.
+        """
+        farms = self.plan.farms
+        ports = free_ports(1 + len(farms), HOST)
+        for farm in farms:
+            self.relays[farm.name] = Relay(HOST, HOST, ports[0])
+        site = Site(
+            federation=self.plan.federation,
+            cloud=Cloud(port=ports[0], bind=HOST, host=HOST),
+            farms=tuple(
+                Farm(
+                    name=farm.name,
+                    port=port,
+                    bind=HOST,
+                    uplink=f"{HOST}:{self.relays[farm.name].port}",
+                    devices=tuple(device.name for device in farm.devices),
+                )
+                for farm, port in zip(farms, ports[1:], strict=True)
+            ),
+        )
+        brokers.render_to(site, self._broker_dir, brokers.Layout.beside(self._broker_dir))
+        for broker in site.brokers():
+            conf = self._broker_dir / broker.directory / "mosquitto.conf"
+            self.brokers[broker.path] = child = Mosquitto(conf, broker.place.port)
+            child.start()
+
+    def account(self, user: str, broker: str = "cloud") -> Account:
+        """Return an account at one of the brokers."""
+        password = brokers.secret_path(self._broker_dir, user).read_text().strip()
+        return Account(host=HOST, port=self.brokers[broker].port, user=user, password=password)
+
+    def secret_path(self, user: str) -> Path:
+        """Return the file that holds an account's password."""
+        return brokers.secret_path(self._broker_dir, user)
+
+    def wan_bytes(self) -> tuple[int, int]:
+        """Return the bytes on all bridges since the start, up to the cloud and down from it."""
+        relays = self.relays.values()
+        return sum(relay.up_bytes for relay in relays), sum(relay.down_bytes for relay in relays)
+
+    # -------------------------------------------------------------- nodes
+
+    def start_nodes(self) -> None:
+        """Write every node's YAML and start the edges, the clients and the cloud."""
+        for farm in self.plan.farms:
+            self.start_edge(farm.name)
+            for name in self.client_processes(farm):
+                self.start_client(name)
+        self.start_cloud()
+
+    def start_cloud(self) -> None:
+        """Start the cloud's process."""
+        plan = self.plan
+        self._start("cloud", "cloud", "cloud", {
+            "task": dict(plan.task),
+            "rounds": plan.rounds,
+            "seed": plan.seed,
+            "plan": dict(plan.plan),
+            "tiers": [dict(tier) for tier in plan.tiers],
+            "evaluate": plan.evaluate,
+            "wait_for": len(plan.farms),
+            "wait_at_most": "2 min",
+            "out": str(self.directory / "out"),
+        })  # fmt: skip
+
+    def start_edge(self, farm: str) -> None:
+        """Start a farm's edge."""
+        path = f"cloud/{farm}"
+        self._start("edge", path, path, {"until_finished": self.plan.until_finished})
+
+    def client_processes(self, farm: FarmPlan) -> list[str]:
+        """Return the names of the processes of a farm's devices."""
+        if farm.is_split:
+            return [f"cloud/{farm.name}/{device.name}" for device in farm.devices]
+        return [f"cloud/{farm.name}/*"]
+
+    def start_client(self, name: str) -> None:
+        """Start one of `client_processes`."""
+        farm = next(farm for farm in self.plan.farms if name.startswith(f"cloud/{farm.name}/"))
+        clients = [
+            {
+                "name": path,
+                "data": dict(device.data),
+                "password_file": str(self.secret_path(path)),
+            }
+            for device in farm.devices
+            if name in ((path := f"cloud/{farm.name}/{device.name}"), f"cloud/{farm.name}/*")
+        ]
+        settings = {"clients": clients, "task": dict(self.plan.task), "until_finished": self.plan.until_finished}
+        self._start("client", name, f"cloud/{farm.name}", settings)
+
+    def stop_nodes(self) -> None:
+        """End all nodes in order: the clients first, the cloud last."""
+        names = sorted(self.processes, key=lambda name: (-name.count("/"), name))
+        for depth in (2, 1, 0):
+            children.stop([self.processes[name] for name in names if name.count("/") == depth], LEAVE_S)
+
+    def stop(self) -> None:
+        """End everything. Idempotent."""
+        self.stop_nodes()
+        for broker in self.brokers.values():
+            broker.stop()
+        for relay in self.relays.values():
+            relay.close()
+
+    def log_path(self, name: str) -> Path:
+        """Return what a process prints to."""
+        return self.directory / f"{_file_name(name)}.log"
+
+    def journals(self) -> list[Path]:
+        """Return the journals written so far."""
+        return sorted(self.directory.rglob("journal.jsonl"))
+
+    def check_cloud(self) -> int | None:
+        """Return the cloud's exit status once it has ended well.
+
+        Raises:
+            HflError: it has failed; the message has the end of its log.
+        """
+        status = self.processes["cloud"].poll()
+        if status:
+            raise HflError(f"the cloud failed{children.log_tail(self.log_path('cloud'))}")
+        return status
+
+    def _start(self, role: str, name: str, broker: str, settings: Mapping[str, Any]) -> None:
+        document = {
+            "role": role,
+            "federation": self.plan.federation,
+            **({"name": name} if role != "client" else {}),
+            "broker": {"host": HOST, "port": self.brokers[broker].port},
+            "state_dir": str(self._state_dir / _file_name(name)),
+            **settings,
+        }
+        if role != "client":
+            document["broker"]["password_file"] = str(self.secret_path(name))
+        config_path = self.directory / f"{_file_name(name)}.yaml"
+        config_path.write_text(yaml.safe_dump(document, sort_keys=False))
+        command = [sys.executable, "-m", "hfl_mqtt.cli", role, "--config", str(config_path), "--quiet"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.processes[name] = children.start(command, self.log_path(name), environment)
+
+
+def _file_name(name: str) -> str:
+    return name.replace("/", "-").replace("*", "clients")

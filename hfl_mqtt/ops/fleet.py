@@ -1,0 +1,226 @@
+"""What the retained JSON topics say of a federation: every node, its state, round, metrics and age."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from hfl_mqtt.errors import BrokerError, Malformed
+from hfl_mqtt.protocol.messages import Info, Manifest, Metrics, Phase, RoundCall, State, StateName, round_text
+from hfl_mqtt.protocol.topics import Channel, viewer_filter
+from hfl_mqtt.protocol.wire import decode
+from hfl_mqtt.transport.link import Account, Arrived, Down, LinkEvent, Up
+from hfl_mqtt.transport.mqtt import MqttLink
+
+#: A hostile or broken broker shall not fill our memory with nodes.
+MAX_NODES = 20_000
+_BESIDE = {
+    "round", "in", "of", "samples", "seconds", "up_bytes", "down_bytes", "socket_out", "socket_in", "updates",
+    "rss_peak_mb", "trainer_peak_mb", "loss",
+}  # fmt: skip
+_STYLE = {
+    StateName.READY: "green",
+    StateName.TRAINING: "cyan",
+    StateName.SLEEPING: "blue",
+    StateName.DISCONNECTED: "dim",
+    StateName.LOST: "red",
+}
+
+
+@dataclass(slots=True)
+class NodeView:
+    """One node as its topics show it."""
+
+    path: str
+    seen_s: float
+    state: StateName | None = None
+    role: str = ""
+    call: RoundCall | None = None
+    manifest: Manifest | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The node's scores by metric, without counters and vitals."""
+        return {
+            name: value
+            for name, value in self.metrics.items()
+            if name not in _BESIDE and isinstance(value, int | float) and not name.endswith(("_mb", "_c", "_percent"))
+        }
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        """Return the row for a script."""
+        return {
+            "path": self.path,
+            "role": self.role or None,
+            "state": self.state.value if self.state else None,
+            "round": self.metrics.get("round"),
+            "phase": self.call.phase.value if self.call else None,
+            "metrics": self.metrics,
+            "age_s": round(now - self.seen_s, 1),
+        }
+
+
+class Fleet:
+    """Everything a viewer's account sees of one federation. `take` is called by one thread, the rest by any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._nodes: dict[str, NodeView] = {}
+        self.malformed = 0
+
+    def take(self, event: Arrived, now: float) -> None:
+        """Take a message in."""
+        try:
+            message, topic = decode(event.frame)
+        except Malformed:
+            self.malformed += 1
+            return
+        if topic.channel is not Channel.STAT:
+            return
+        with self._lock:
+            view = self._nodes.get(topic.path)
+            if view is None:
+                if len(self._nodes) >= MAX_NODES:
+                    return
+                view = self._nodes[topic.path] = NodeView(topic.path, now)
+            view.seen_s = now
+            match message:
+                case State():
+                    view.state = message.state
+                case Info():
+                    view.role = message.role
+                case RoundCall():
+                    view.call = message
+                case Manifest():
+                    view.manifest = message
+                case Metrics():
+                    view.metrics = dict(message.values)
+                    view.history = [*view.history, view.metrics][-2000:]
+                case _:
+                    pass
+
+    def nodes(self) -> list[NodeView]:
+        """Return all nodes, parents before children."""
+        with self._lock:
+            return [self._nodes[path] for path in sorted(self._nodes, key=lambda path: path.split("/"))]
+
+    def __getitem__(self, path: str) -> NodeView:
+        with self._lock:
+            return self._nodes[path]
+
+    def __contains__(self, path: str) -> bool:
+        with self._lock:
+            return path in self._nodes
+
+
+def table(fleet: Fleet, now: float, *, title: str | None = None, most: int = 60) -> Table:
+    """Return the live table."""
+    shown = Table(title=title, title_justify="left", expand=False, pad_edge=False)
+    for name, justify in (("node", "left"), ("state", "left"), ("round", "left"), ("in", "right")):
+        shown.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for name in ("score", "loss", "up", "down", "age"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    nodes = fleet.nodes()
+    for view in nodes[:most]:
+        metrics = view.metrics
+        depth = view.path.count("/")
+        name = "  " * depth + view.path.rpartition("/")[2]
+        state = f"[{_STYLE[view.state]}]{view.state.value}[/]" if view.state else "?"
+        scores = "  ".join(f"{key} {value:.4f}" for key, value in view.scores.items())
+        shown.add_row(
+            name,
+            state,
+            _round(view),
+            f"{metrics['in']}/{metrics['of']}" if "in" in metrics else "",
+            scores,
+            _number(metrics.get("loss")),
+            size(metrics.get("up_bytes")),
+            size(metrics.get("down_bytes")),
+            f"{now - view.seen_s:.0f} s",
+        )
+    if len(nodes) > most:
+        shown.add_row(f"... and {len(nodes) - most} more", *[""] * 8)
+    return shown
+
+
+def size(count: Any) -> str:
+    """Return a number of bytes for people.
+
+    >>> size(999), size(1500), size(2_500_000)
+    ('999 B', '1.5 kB', '2.5 MB')
+    """
+    if not isinstance(count, int | float):
+        return ""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+class Viewer:
+    """A viewer's connection that keeps a `Fleet` up to date in a thread of its own.
+
+    Args:
+        account: a broker and an account that may read `hfl/#`.
+        federation: what to look at.
+        on_message: called after each message, by the viewer's thread.
+    """
+
+    def __init__(self, account: Account, federation: str, on_message: Callable[[], None] | None = None) -> None:
+        self.fleet = Fleet()
+        self.failure: BrokerError | None = None
+        self.reason = ""
+        self.connected = threading.Event()
+        self._on_message = on_message
+        self._queue: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
+        self._link = MqttLink(account, [(viewer_filter(federation), 0)], self._queue.put, clean=True, client_id="")
+        self._thread = threading.Thread(target=self._run, name="viewer", daemon=True)
+
+    def open(self) -> None:
+        """Start to look."""
+        self._thread.start()
+        self._link.open()
+
+    def close(self) -> None:
+        """Look away."""
+        self._queue.put(None)
+        self._thread.join(5)
+        self._link.close()
+
+    def _run(self) -> None:
+        while (event := self._queue.get()) is not None:
+            match event:
+                case Arrived():
+                    if event.frame.payload:
+                        self.fleet.take(event, time.monotonic())
+                    self._link.done(event)
+                    if self._on_message is not None:
+                        self._on_message()
+                case Up():
+                    self.connected.set()
+                case Down():
+                    self.reason = event.reason
+                    if event.is_fatal:
+                        self.failure = BrokerError(event.reason)
+                        self.connected.set()
+                case _:
+                    pass
+
+
+def _round(view: NodeView) -> str:
+    if view.call is not None:
+        mark = {Phase.OPEN: " open", Phase.CLOSED: "", Phase.FINISHED: " end"}[view.call.phase]
+        return f"{round_text(view.call.round)}{mark}"
+    return str(view.metrics.get("round", ""))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else ""

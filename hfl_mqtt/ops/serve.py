@@ -1,0 +1,37 @@
+"""Run a role's process in the foreground: journal, terminal, signals, exit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hfl_mqtt.ops.journal import Journal
+from hfl_mqtt.roles.process import Process, Record, stopped_by_signals
+
+
+def echo_line(line: str) -> None:
+    """Print one line at once, to be read while a run goes on."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def serve(make: Callable[[Record], Process], journal_path: Path, *, quiet: bool, as_json: bool) -> None:
+    """Make a process and hold it until it is done or a signal ends it.
+
+    Args:
+        make: puts the process together, given what takes its notes.
+        journal_path: the journal, appended to.
+        quiet: print nothing but errors.
+        as_json: print JSON lines rather than sentences.
+
+    Raises:
+        HflError: what made it fail.
+    """
+    with Journal(journal_path, echo=None if quiet else echo_line, as_json=as_json) as journal:
+        process = make(journal)
+        with stopped_by_signals(process):
+            ends = process.hold()
+    for end in ends.values():
+        if end.failure is not None and not quiet:
+            echo_line(f"the run {end.run} ended without a result: {end.failure}")

@@ -1,0 +1,89 @@
+"""The client role: one device or several in a process, sharing one training process that is there only while needed."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+
+from hfl_mqtt import __version__
+from hfl_mqtt.config.models import ClientConfig, DeviceConfig
+from hfl_mqtt.learning.store import next_boot
+from hfl_mqtt.protocol.messages import Info, Metrics
+from hfl_mqtt.protocol.topics import parent
+from hfl_mqtt.roles.process import Process, Record
+from hfl_mqtt.roles.runner import Runner
+from hfl_mqtt.roles.shell import MetricValues, Shell
+from hfl_mqtt.roles.workshop import Workshop
+from hfl_mqtt.rounds.actions import Note, Send
+from hfl_mqtt.rounds.nodes import ClientNode
+
+#: How often a board with vitals publishes them between rounds.
+VITALS_EVERY_S = 60.0
+
+
+def make(
+    config: ClientConfig,
+    record: Record,
+    *,
+    hardware: str | None = None,
+    vitals: Callable[[], MetricValues] | None = None,
+) -> Process:
+    """Put the process of one or several clients together; `Process.hold` runs it.
+
+    Args:
+        config: the client's YAML.
+        record: takes every note, and what the training process prints.
+        hardware: what the board says it is.
+        vitals: further figures beside the metrics, also published between rounds.
+
+    Raises:
+        ConfigError: a password cannot be read.
+        HflError: the state directory cannot be written.
+    """
+    first = config.devices[0].name
+    workshop = Workshop(
+        config.task.label,
+        config.task.options,
+        idle_s=config.idle,
+        device=config.device,
+        threads=config.threads or 1,
+        on_log=lambda line: record(first, Note(event="trainer", fields={"line": line})),
+    )
+    process = Process(
+        record,
+        workshop=workshop,
+        data={device.name: device.data for device in config.devices},
+        until_finished=config.until_finished,
+        extra=vitals,
+    )
+    for device in config.devices:
+        process.add(_runner(config, device, process, hardware, has_vitals=vitals is not None))
+    return process
+
+
+def _runner(
+    config: ClientConfig, device: DeviceConfig, process: Process, hardware: str | None, *, has_vitals: bool
+) -> Runner:
+    boot = next_boot(config.state_path(device), device.name)
+    info = Info(
+        role="client",
+        boot=boot,
+        parent=parent(device.name),
+        software=f"hfl-mqtt {__version__}, Python {platform.python_version()}",
+        hardware=hardware or platform.machine(),
+        task=config.task.label,
+    )
+    return Runner(
+        ClientNode(path=device.name, boot=boot, info=info),
+        config.federation,
+        config.account(device),
+        process,
+        keepalive_s=int(config.broker.keepalive),
+        session_expiry_s=int(config.broker.session_expiry),
+        housekeeping=_publish_vitals if has_vitals else None,
+        every_s=VITALS_EVERY_S,
+    )
+
+
+def _publish_vitals(shell: Shell) -> None:
+    shell.perform([Send(message=Metrics(values=dict(shell.last_metrics)))])

@@ -1,0 +1,141 @@
+"""The cloud role: the schedule of a run, its model on disk, its result. Torch stays in the training process."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfl_mqtt import __version__
+from hfl_mqtt.config.models import CloudConfig
+from hfl_mqtt.errors import RunFailed, TaskError
+from hfl_mqtt.learning import store
+from hfl_mqtt.learning.arithmetic import TensorArithmetic
+from hfl_mqtt.learning.contracts import Weights
+from hfl_mqtt.learning.trainer import Failed, Initial
+from hfl_mqtt.protocol.messages import Info, round_text
+from hfl_mqtt.registry import load
+from hfl_mqtt.roles.edge import RECEIVE_MAXIMUM
+from hfl_mqtt.roles.process import Process, Record
+from hfl_mqtt.roles.runner import Runner
+from hfl_mqtt.roles.workshop import Workshop
+from hfl_mqtt.rounds.actions import Note, Save
+from hfl_mqtt.rounds.nodes import CloudNode, Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run gave. `history[v]` holds the scores of version v by metric; version 0 is the initial model."""
+
+    run: str
+    metric: str
+    higher_is_better: bool
+    parameters: int
+    rounds: int
+    seconds: float
+    history: list[dict[str, float]]
+    model: Path
+
+
+def run(config: CloudConfig, record: Record, *, during: Callable[[Process], None] | None = None) -> Result | None:
+    """Run the cloud until its run is over; None where somebody asked it to end before.
+
+    Args:
+        config: the cloud's YAML.
+        record: takes every note.
+        during: called with the process before anything starts, e.g. to let signals stop it.
+
+    Raises:
+        TaskError: the task cannot build its model.
+        BrokerError: wrong password, or no right.
+        RunFailed: no quorum, or no children; the message says who was waited for.
+    """
+    started_s = time.monotonic()
+    out = config.out_path()
+    model_path = out / "model.safetensors"
+    workshop = Workshop(
+        config.task.label,
+        config.task.options,
+        on_log=lambda line: record(config.name, Note(event="trainer", fields={"line": line})),
+    )
+
+    def save(version: Save) -> None:
+        tags = store.Tags(
+            task=config.task.label, run=version.run, round=round_text(version.round), digest=version.digest
+        )
+        store.save(model_path, version.weights, tags)
+
+    process = Process(record, workshop=workshop, save=save, until_finished=True)
+    if during is not None:
+        during(process)
+    out.mkdir(parents=True, exist_ok=True)
+    initial = _initial(workshop, config.seed, process)
+    if initial is None:
+        process.close()
+        return None
+    arithmetic = TensorArithmetic(load("strategies", config.strategy)())
+    node = _node(config, arithmetic, arithmetic.decode_model(initial.blob))
+    process.add(
+        Runner(
+            node,
+            config.federation,
+            config.account(),
+            process,
+            keepalive_s=int(config.broker.keepalive),
+            session_expiry_s=int(config.broker.session_expiry),
+            receive_maximum=RECEIVE_MAXIMUM,
+        )
+    )
+    end = process.hold().get(config.name)
+    if end is None:
+        return None
+    if end.failure is not None:
+        raise RunFailed(end.failure)
+    return Result(
+        run=end.run,
+        metric=initial.metric,
+        higher_is_better=initial.higher_is_better,
+        parameters=initial.parameters,
+        rounds=node.version,
+        seconds=time.monotonic() - started_s,
+        history=node.history,
+        model=model_path,
+    )
+
+
+def _node(config: CloudConfig, arithmetic: TensorArithmetic, weights: Weights) -> CloudNode:
+    boot = store.next_boot(config.state_path(), config.name)
+    schedule = Schedule(
+        run=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+        rounds=config.rounds,
+        plan=config.to_plan(),
+        tier=config.to_tiers()[0],
+        seed=config.seed,
+        wait_for=config.wait_for,
+        wait_at_most_s=config.wait_at_most,
+        is_scored=config.evaluate,
+    )
+    info = Info(role="cloud", boot=boot, software=f"hfl-mqtt {__version__}", task=config.task.label)
+    return CloudNode(path=config.name, boot=boot, info=info, arithmetic=arithmetic, schedule=schedule, weights=weights)
+
+
+def _initial(workshop: Workshop, seed: int, process: Process) -> Initial | None:
+    """Have the task's first model built; None where somebody asked to end before it was."""
+    built = threading.Event()
+    answers: list[Initial | Failed] = []
+
+    def take(answer: Initial | Failed) -> None:
+        answers.append(answer)
+        built.set()
+
+    workshop.initial(seed, take)
+    if not process.wait(built):
+        return None
+    answer = answers[0]
+    if isinstance(answer, Failed):
+        process.close()
+        raise TaskError(answer.reason)
+    return answer

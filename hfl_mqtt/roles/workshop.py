@@ -1,0 +1,112 @@
+"""The bench where the work of several nodes of one process is done: one trainer, results back to whoever asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Any
+
+from hfl_mqtt.learning.trainer import Evaluated, EvaluateJob, Failed, Initial, Result, Trained, Trainer, TrainJob
+from hfl_mqtt.rounds.actions import Contribution, Event, Work, Worked, WorkFailed
+
+
+class Workshop:
+    """Turns `Work` into jobs of a trainer and its results into events.
+
+    Args:
+        task: the task's label; calls for another task are declined.
+        options: what stands under `task:`.
+        trainer: arguments of `Trainer`: `idle_s`, `device`, `threads`, `on_log`.
+    """
+
+    def __init__(self, task: str, options: Mapping[str, Any], **trainer: Any) -> None:
+        self._task, self._options = task, dict(options)
+        self._lock = Lock()
+        self._asked: dict[str, tuple[str, Callable[[Event], None]]] = {}
+        self._initial: Callable[[Initial | Failed], None] | None = None
+        self._trainer = Trainer(self._take, **trainer)
+
+    @property
+    def pid(self) -> int | None:
+        """The training process, while there is one."""
+        return self._trainer.pid
+
+    def initial(self, seed: int, then: Callable[[Initial | Failed], None]) -> None:
+        """Build the task's first model; `then` is called from the trainer's thread."""
+        self._initial = then
+        self._trainer.initial(None, self._options, seed)
+
+    def do(self, path: str, data: Mapping[str, Any], work: Work, then: Callable[[Event], None]) -> None:
+        """Do the work of the node `path` on its `data`; `then` takes the event, from the trainer's thread."""
+        if work.plan.task != self._task:
+            reason = f"the call is for the task {work.plan.task!r}, this node has {self._task!r}: change its task:"
+            then(WorkFailed(work_id=work.work_id, reason=reason))
+            return
+        job_id = self._job_id(path, work.work_id)
+        with self._lock:
+            self._asked[job_id] = (work.work_id, then)
+        if work.is_central:
+            self._trainer.evaluate(
+                EvaluateJob(
+                    id=job_id,
+                    client=path,
+                    task=None,
+                    task_options=self._options,
+                    model=work.model,
+                    digest=work.digest,
+                )
+            )
+            return
+        self._trainer.train(
+            TrainJob(
+                id=job_id,
+                client=path,
+                task=None,
+                task_options=self._options,
+                data_options=dict(data),
+                plan=work.plan,
+                seed=work.seed,
+                codec=work.codec,
+                model=work.model,
+                digest=work.digest,
+            )
+        )
+
+    def cancel(self, path: str, work_id: str) -> None:
+        """Give that work up; no event will come of it."""
+        job_id = self._job_id(path, work_id)
+        with self._lock:
+            self._asked.pop(job_id, None)
+        self._trainer.cancel(job_id)
+
+    def close(self) -> None:
+        """End the training process."""
+        with self._lock:
+            self._asked.clear()
+        self._trainer.close()
+
+    def _take(self, result: Result) -> None:
+        if isinstance(result, Initial) or (isinstance(result, Failed) and result.job_id == "initial"):
+            if self._initial is not None:
+                self._initial(result)
+            return
+        with self._lock:
+            asked = self._asked.pop(result.job_id, None)
+        if asked is None:
+            return
+        work_id, then = asked
+        match result:
+            case Trained():
+                contribution = Contribution(
+                    payload=result.payload, weight=result.samples, tallies=result.tallies, seconds=result.seconds
+                )
+                then(Worked(work_id=work_id, result=contribution))
+            case Evaluated():
+                contribution = Contribution(payload=b"", weight=0, tallies=result.tallies, seconds=result.seconds)
+                then(Worked(work_id=work_id, result=contribution))
+            case Failed():
+                then(WorkFailed(work_id=work_id, reason=result.reason))
+
+    @staticmethod
+    def _job_id(path: str, work_id: str) -> str:
+        return f"{path}#{work_id}"
