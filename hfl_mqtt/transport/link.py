@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.protocol.wire import Frame
 
 
@@ -22,7 +23,11 @@ class Up:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Down:
-    """Not connected; `reason` is for people. `is_fatal` when trying again cannot help, e.g. a wrong password."""
+    """Not connected; `reason` is for people. `is_fatal` when trying again cannot help, e.g. a wrong password.
+
+    Several may come between two `Up`s, one per distinct reason. A link goes on trying after a fatal one, but slowly:
+    whether to give up is the shell's choice.
+    """
 
     reason: str
     is_fatal: bool = False
@@ -63,12 +68,27 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """Where a link connects and as whom. `user` is the node's path; the password is never shown."""
+    """Where a link connects and as whom. `user` is the node's path; the password is never shown.
+
+    Raises:
+        ConfigError: no host can have this name, or no service this port.
+    """
 
     host: str
     port: int
     user: str
     password: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        # Beyond these, paho's network thread would end with an exception that nobody sees.
+        try:
+            is_name = bool(self.host.encode("idna"))
+        except UnicodeError:
+            is_name = False
+        if not is_name:
+            raise ConfigError(f"{self.host!r} cannot be the name of a host; write e.g. broker.local or 10.0.0.7")
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"port {self.port} does not exist; MQTT listens on 1883, with TLS on 8883")
 
 
 class Link(Protocol):
@@ -78,13 +98,21 @@ class Link(Protocol):
         """Start connecting; returns at once. `Up` follows on every connect, after the subscriptions were granted."""
 
     def publish(self, frame: Frame) -> None:
-        """Hand a frame over. QoS 1 frames survive a lost connection as long as this process lives."""
+        """Hand a frame over. QoS 1 frames survive a lost connection as long as this process lives.
+
+        Raises:
+            Misuse: after `close`.
+        """
 
     def done(self, arrived: Arrived) -> None:
         """Acknowledge a message to the broker, which then may send the next."""
 
     def close(self) -> None:
         """Disconnect after what was published has gone out, within a few seconds; no will is sent. Idempotent."""
+
+    @property
+    def pending(self) -> int:
+        """How many frames of QoS 1 the broker has not acknowledged yet."""
 
     @property
     def traffic(self) -> Traffic:

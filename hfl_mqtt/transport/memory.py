@@ -1,0 +1,446 @@
+"""A broker in memory under a virtual clock, and links to it: whole federations in one thread, equal for equal seeds.
+
+It keeps what the machines rely on: retained messages, wills, sessions that keep QoS 1 for who is away, a window of
+unacknowledged messages, bridges. It also breaks what they may not rely on: `Faults` lose, repeat, delay and reorder.
+A loss here is a loss to the application, even at QoS 1, as when a broker's queue overflows or its disk forgets.
+
+Nothing moves by itself. Every hop is scheduled, and `deliver_due` makes it happen:
+
+>>> from hfl_mqtt.transport.link import Arrived, Up
+>>> broker, heard = MemoryBroker(), []
+>>> cloud = MemoryLink(broker, "cloud", [("up/+", 1)], heard.append)
+>>> device = MemoryLink(broker, "cloud/pi", [], lambda event: None)
+>>> cloud.open(); device.open(); device.publish(Frame(topic="up/0", payload=b"weights"))
+>>> broker.next_due
+0.0
+>>> broker.deliver_due(0.0)
+>>> [type(event).__name__ for event in heard]
+['Up', 'Arrived']
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Protocol
+
+from hfl_mqtt.errors import Misuse
+from hfl_mqtt.protocol.wire import Frame
+from hfl_mqtt.transport.faults import Faults, Lane, Wire
+from hfl_mqtt.transport.link import Arrived, Down, Sink, Traffic, Up
+from hfl_mqtt.transport.matching import FilterTree, TopicTree
+
+__all__ = ["Bridge", "Faults", "MemoryBroker", "MemoryLink", "Wire", "bridge"]
+
+#: As Mosquitto's `max_inflight_messages`: so many messages of QoS 1 may await `done`, then the broker holds the rest.
+RECEIVE_MAXIMUM = 20
+
+
+class _Subscriber(Protocol):
+    def take(self, frame: Frame, qos: int) -> None:
+        """Take a published message; `frame` is as published, `qos` what was subscribed to."""
+
+
+class MemoryBroker:
+    """A broker; those of one tree share a `wire`, so that one clock drives them all.
+
+    `faults` holds for every link that has none of its own, and may change at any time.
+    """
+
+    def __init__(self, name: str = "broker", *, seed: int = 0, faults: Faults | None = None, wire: Wire | None = None):
+        self.name = name
+        self.faults = faults
+        self.wire = wire or Wire(seed)
+        self._filters: FilterTree[tuple[_Subscriber, int]] = FilterTree()
+        self._retained: TopicTree[Frame] = TopicTree()
+        self._sessions: dict[str, _Session] = {}
+
+    @property
+    def next_due(self) -> float | None:
+        """When the next thing arrives anywhere on this broker's wire, or None."""
+        return self.wire.next_due
+
+    def deliver_due(self, now_s: float) -> None:
+        """Let everything on this broker's wire arrive that is due by `now_s`; the sinks are called from here."""
+        self.wire.deliver_due(now_s)
+
+    def retained(self, pattern: str = "#") -> list[Frame]:
+        """Return the retained messages that a filter matches."""
+        return list(self._retained.matching(pattern))
+
+    def forget(self) -> None:
+        """Lose all retained messages and the sessions of whoever is away, as after a power cut without a disk."""
+        self._retained = TopicTree()
+        for client_id, session in list(self._sessions.items()):
+            if session.link is None:
+                self.end_session(client_id)
+
+    # ---- for links and bridges
+
+    def accept(self, frame: Frame, came_by: _Subscriber | None = None) -> None:
+        """Take a message in: keep it if it is retained, and hand it to every subscriber but the bridge it came by."""
+        if frame.retain and frame.payload:
+            self._retained.set(frame.topic, frame)
+        elif frame.retain:
+            self._retained.drop(frame.topic)
+        for subscriber, qos in list(self._filters.matching(frame.topic)):
+            if subscriber is not came_by:
+                subscriber.take(frame, qos)
+
+    def subscribe(self, pattern: str, name: str, subscriber: _Subscriber, qos: int) -> None:
+        """Add or change a subscription."""
+        self._filters.at(pattern)[name] = (subscriber, qos)
+
+    def session(self, client_id: str) -> tuple[_Session, bool]:
+        """Return the session of a client, and whether it was there before."""
+        was_there = client_id in self._sessions
+        if not was_there:
+            self._sessions[client_id] = _Session(self, client_id)
+        return self._sessions[client_id], was_there
+
+    def end_session(self, client_id: str) -> None:
+        """Forget a session with its subscriptions and what it kept."""
+        session = self._sessions.pop(client_id, None)
+        if session is not None:
+            for pattern in session.patterns:
+                self._filters.at(pattern).pop(client_id, None)
+
+
+class _Session:
+    """What a broker knows of a client, connected (`link`) or not."""
+
+    def __init__(self, broker: MemoryBroker, client_id: str) -> None:
+        self.broker = broker
+        self.link: MemoryLink | None = None
+        self.patterns: dict[str, int] = {}
+        self._client_id = client_id
+        self._waiting: deque[Frame] = deque()
+        self._unacked: dict[int, Frame] = {}
+        self._tokens = count(1)
+
+    def take(self, frame: Frame, qos: int) -> None:
+        # To subscribers it is news, not a memory; only a subscription brings the retained flag.
+        self._give(frame, min(frame.qos, qos), retain=False)
+
+    def begin(self, link: MemoryLink) -> None:
+        """Attach a connection. What was not acknowledged is delivered again, under new tokens, before the rest."""
+        self.link = link
+        self._waiting.extendleft(reversed(self._unacked.values()))
+        self._unacked.clear()
+
+    def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
+        """Take the filters of a connection and give what is retained under them, known or not, as MQTT does."""
+        for pattern, qos in filters:
+            self.patterns[pattern] = qos
+            self.broker.subscribe(pattern, self._client_id, self, qos)
+            for frame in self.broker.retained(pattern):
+                self._give(frame, min(frame.qos, qos), retain=True)
+
+    def deliver(self) -> None:
+        """Send on what waits, as far as the client's window is open."""
+        while self.link is not None and self._waiting and len(self._unacked) < self.link.receive_maximum:
+            frame, token = self._waiting.popleft(), next(self._tokens)
+            self._unacked[token] = frame
+            if not self.link.bring(Arrived(frame=frame, token=token)):
+                del self._unacked[token]
+
+    def done(self, token: int) -> None:
+        """The client has dealt with a message; nothing happens if it had before, or in an earlier connection."""
+        if self._unacked.pop(token, None) is not None:
+            self.deliver()
+
+    def _give(self, frame: Frame, qos: int, *, retain: bool) -> None:
+        if frame.retain != retain or frame.qos != qos:
+            frame = Frame(topic=frame.topic, payload=frame.payload, retain=retain, qos=qos)
+        if qos:
+            self._waiting.append(frame)
+            self.deliver()
+        elif self.link is not None:
+            self.link.bring(Arrived(frame=frame))
+
+
+class MemoryLink:
+    """A link to a `MemoryBroker`, see `Link`; for one thread only.
+
+    Besides `close` it can `crash` (the process is gone) and be `cut` (the network is gone) until `restore`. A new link
+    with the client id of one that crashed finds its session, as a restarted process does.
+
+    Args:
+        broker: where to connect.
+        client_id: the session's name at the broker: the node's path.
+        filters: what to subscribe to, as (filter, QoS); they must not overlap.
+        sink: takes the events, from within `deliver_due` and `cut`; it must only enqueue.
+        will: what the broker says when the link is cut or crashes.
+        clean: forget the session when the link goes.
+        receive_maximum: how many messages of QoS 1 may await `done`.
+        faults: in place of the broker's, for this link only.
+    """
+
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        client_id: str,
+        filters: Sequence[tuple[str, int]],
+        sink: Sink,
+        *,
+        will: Frame | None = None,
+        clean: bool = False,
+        receive_maximum: int = RECEIVE_MAXIMUM,
+        faults: Faults | None = None,
+    ) -> None:
+        self.client_id = client_id
+        self.receive_maximum = receive_maximum
+        self.faults = faults
+        self._broker = broker
+        self._filters = list(filters)
+        self._sink = sink
+        self._will = will
+        self._is_clean = clean
+        self._session: _Session | None = None
+        self._connection = 0
+        self._is_open = self._is_gone = self._is_cut = False
+        self._outbox: deque[Frame] = deque()
+        self._up = Lane(broker.wire, client_id)
+        self._down = Lane(broker.wire, client_id)
+        self._payload_out = self._payload_in = 0
+
+    # ---- the methods of Link
+
+    def open(self) -> None:
+        """Start connecting; `Up` comes with the next `deliver_due`, unless the link is cut.
+
+        Raises:
+            Misuse: the link was opened before.
+        """
+        if self._is_open or self._is_gone:
+            raise Misuse("a link is opened once; make a new one to connect again")
+        self._is_open = True
+        if not self._is_cut:
+            self._call()
+
+    def publish(self, frame: Frame) -> None:
+        """Hand a frame over: QoS 1 waits while the link is down, QoS 0 is dropped then.
+
+        Raises:
+            Misuse: after `close` or `crash`, or the QoS is neither 0 nor 1.
+        """
+        if self._is_gone:
+            raise Misuse(f"publish on {frame.topic} after close")
+        if frame.qos not in (0, 1):
+            raise Misuse(f"QoS {frame.qos} on {frame.topic}: this protocol uses 0 and 1")
+        if self._session is not None:
+            self._send(frame)
+        elif frame.qos:
+            self._outbox.append(frame)
+
+    def done(self, arrived: Arrived) -> None:
+        """Acknowledge a message; one from an earlier connection is not, the broker delivers it again by itself."""
+        if self._session is not None:
+            self._session.done(arrived.token)
+
+    def close(self) -> None:
+        """Disconnect; what was published while up still goes out, and no will is said. Idempotent."""
+        if not self._is_gone:
+            self._is_gone = True
+            self._hang_up(with_will=False)
+
+    @property
+    def pending(self) -> int:
+        """How many frames of QoS 1 wait for the link to come up; once sent, nothing more is known of them."""
+        return len(self._outbox)
+
+    @property
+    def traffic(self) -> Traffic:
+        """A snapshot of the counters; there is no socket here."""
+        return Traffic(self._payload_out, self._payload_in)
+
+    # ---- what happens to links
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the broker and this link know each other connected."""
+        return self._session is not None
+
+    def crash(self) -> None:
+        """End as a killed process does: what waited here is gone, the broker says the will, the sink hears nothing."""
+        if not self._is_gone:
+            self._is_gone = True
+            self._outbox.clear()
+            self._hang_up(with_will=True)
+
+    def cut(self) -> None:
+        """Lose the network: `Down`, and the broker says the will at once. Idempotent."""
+        if not (self._is_cut or self._is_gone):
+            self._is_cut = True
+            self._lose("the link was cut")
+
+    def restore(self) -> None:
+        """Have the network again; `Up` comes with the next `deliver_due`. Idempotent."""
+        if self._is_cut:
+            self._is_cut = False
+            if self._is_open and not self._is_gone:
+                self._call()
+
+    # ---- between link and broker
+
+    def bring(self, arrived: Arrived) -> bool:
+        """For the broker: send a message to this link; returns False where it is lost on the way."""
+        connection = self._connection
+
+        def arrive() -> None:
+            # What was on its way when a connection ended does not arrive by the next.
+            if connection == self._connection and self._session is not None:
+                self._payload_in += len(arrived.frame.payload)
+                self._sink(arrived)
+
+        return self._down.carry(arrived.frame.topic, self._faults, arrive)
+
+    def take_over(self) -> None:
+        """For the broker: another link came with our client id, so this one must go."""
+        self._lose(f"another program connected to {self._broker.name} as {self.client_id!r}; stop one of the two", True)
+
+    @property
+    def _faults(self) -> Faults | None:
+        return self.faults if self.faults is not None else self._broker.faults
+
+    def _call(self) -> None:
+        connection = self._connection
+        # Connecting takes its time but is never lost: a link tries for ever.
+        faults = self._faults and replace(self._faults, loss=0.0, duplication=0.0, reordering=0.0)
+        self._up.carry("", faults, lambda: self._connected(connection))
+
+    def _connected(self, connection: int) -> None:
+        if connection != self._connection or self._is_cut or self._is_gone or self._session is not None:
+            return
+        session, session_present = self._broker.session(self.client_id)
+        if session.link is not None:
+            session.link.take_over()
+            session, session_present = self._broker.session(self.client_id)
+        if self._is_clean and session_present:
+            self._broker.end_session(self.client_id)
+            session, session_present = self._broker.session(self.client_id)
+        session.begin(self)
+        self._session = session
+        self._sink(Up(session_present=session_present))
+        session.deliver()
+        session.subscribe(self._filters)
+        while self._outbox:
+            self._send(self._outbox.popleft())
+
+    def _send(self, frame: Frame) -> None:
+        self._payload_out += len(frame.payload)
+        self._up.carry(frame.topic, self._faults, lambda: self._broker.accept(frame))
+
+    def _lose(self, reason: str, is_fatal: bool = False) -> None:
+        if self._hang_up(with_will=True):
+            self._sink(Down(reason=reason, is_fatal=is_fatal))
+
+    def _hang_up(self, *, with_will: bool) -> bool:
+        """End the connection at both sides; returns whether there was one."""
+        self._connection += 1
+        session, self._session = self._session, None
+        if session is None:
+            return False
+        session.link = None
+        if self._is_clean:
+            self._broker.end_session(self.client_id)
+        if with_will and self._will is not None:
+            will = self._will
+            # Behind what was sent before it.
+            self._up.carry(will.topic, None, lambda: self._broker.accept(will))
+        return True
+
+
+class Bridge:
+    """What joins two brokers, see `bridge`; it can be `cut` until `restore`, and keeps QoS 1 meanwhile."""
+
+    def __init__(
+        self,
+        lower: MemoryBroker,
+        upper: MemoryBroker,
+        rules: Sequence[tuple[str, str]],
+        name: str,
+        faults: Faults | None,
+    ) -> None:
+        self.faults = faults
+        self.is_cut = False
+        self._out = _Outlet(self, lower, upper, name, [pattern for pattern, way in rules if way == "out"])
+        self._in = _Outlet(self, upper, lower, name, [pattern for pattern, way in rules if way == "in"])
+        self._out.back, self._in.back = self._in, self._out
+        self._out.connect()
+        self._in.connect()
+
+    def cut(self) -> None:
+        """Break the bridge. Idempotent."""
+        self.is_cut = True
+
+    def restore(self) -> None:
+        """Mend the bridge: what waited crosses, and what is retained crosses again. Idempotent."""
+        if self.is_cut:
+            self.is_cut = False
+            self._out.resume()
+            self._in.resume()
+
+
+class _Outlet:
+    """One direction of a bridge: subscribed at `source`, it publishes at `target`."""
+
+    def __init__(
+        self, bridge: Bridge, source: MemoryBroker, target: MemoryBroker, name: str, patterns: Sequence[str]
+    ) -> None:
+        self.back: _Outlet | None = None
+        self._bridge = bridge
+        self._source, self._target = source, target
+        self._name, self._patterns = name, patterns
+        self._lane = Lane(target.wire, name)
+        self._waiting: deque[Frame] = deque()
+
+    def connect(self) -> None:
+        """Subscribe at the source, which lets its retained messages cross."""
+        for pattern in self._patterns:
+            self._source.subscribe(pattern, f"bridge {self._name}", self, 1)
+            for frame in self._source.retained(pattern):
+                self.take(frame, 1)
+
+    def take(self, frame: Frame, qos: int) -> None:  # noqa: ARG002 - both QoS pass a bridge as they are
+        """Carry a message over, with its retained flag; keep it while the bridge is cut, if it is of QoS 1."""
+        if self._bridge.is_cut:
+            if frame.qos:
+                self._waiting.append(frame)
+            return
+        back = self.back
+        self._lane.carry(frame.topic, self._bridge.faults, lambda: self._target.accept(frame, came_by=back))
+
+    def resume(self) -> None:
+        """Send what waited, and then what is retained, as a bridge that subscribes again does."""
+        waiting, self._waiting = self._waiting, deque()
+        for frame in waiting:
+            self.take(frame, 1)
+        self.connect()
+
+
+def bridge(
+    lower: MemoryBroker,
+    upper: MemoryBroker,
+    rules: Sequence[tuple[str, str]],
+    *,
+    name: str | None = None,
+    faults: Faults | None = None,
+) -> Bridge:
+    """Join two brokers as Mosquitto's bridge does, with the rules of `topics.bridge_control` and `bridge_data`.
+
+    Args:
+        lower: the broker that would open the connection.
+        upper: the one it connects to. The brokers must form a tree and share a wire.
+        rules: (filter, "in" or "out", as the lower broker sees it); those of one direction must not overlap.
+        name: how `Faults.where` knows this bridge; "lower -> upper" by default.
+        faults: what goes wrong on the way over, in both directions.
+
+    Raises:
+        Misuse: the brokers do not share a wire, so no clock drives both.
+    """
+    if lower.wire is not upper.wire:
+        raise Misuse(f"{lower.name} and {upper.name} need the same wire: MemoryBroker(..., wire=other.wire)")
+    return Bridge(lower, upper, rules, name or f"{lower.name} -> {upper.name}", faults)
