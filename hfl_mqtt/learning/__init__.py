@@ -1,0 +1,1 @@
+"""The numbers: weights, codecs, strategies, tasks, training."""

@@ -1,0 +1,261 @@
+"""The process that holds torch: takes jobs on stdin, answers on stdout, ends when stdin does.
+
+Run as `python -m hfl_mqtt.learning.worker` by `trainer`. A thread of its own reads stdin, so that a cancellation is
+heard while the main thread trains, and so that this process vanishes with its agent, even one that was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from hfl_mqtt.errors import HflError, Refused, TaskError
+from hfl_mqtt.learning import jobs
+from hfl_mqtt.learning.jobs import (
+    MAX_REASON,
+    Cancel,
+    Evaluated,
+    EvaluateJob,
+    Failed,
+    Initial,
+    InitialJob,
+    Job,
+    Ready,
+    Result,
+    Trained,
+    TrainJob,
+    Unready,
+)
+from hfl_mqtt.protocol.messages import Kind, Tally
+
+if TYPE_CHECKING:
+    import torch
+
+    from hfl_mqtt.learning.contracts import Score, Task, Weights
+
+
+def main() -> None:
+    """Serve jobs until stdin ends."""
+    began = time.monotonic()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    frames_in, frames_out = _take_pipes()
+    _be_modest()
+    inbox = _Inbox(frames_in)
+    try:
+        import torch
+
+        from hfl_mqtt.learning import sgd
+
+        torch.set_num_threads(arguments.threads)
+        device = sgd.pick_device(arguments.device)
+        bench = Bench(device)
+    except ImportError as error:
+        _say(frames_out, Unready(reason=f"training needs torch ({error}): pip install 'hfl-mqtt[train]'"[:MAX_REASON]))
+        sys.exit(3)
+    except HflError as error:
+        _say(frames_out, Unready(reason=str(error)[:MAX_REASON]))
+        sys.exit(3)
+    _say(frames_out, Ready(torch=str(torch.__version__), device=device, seconds=time.monotonic() - began))
+    while True:
+        _say(frames_out, bench.work(inbox.jobs.get(), inbox))
+
+
+class Bench:
+    """What the process keeps warm between jobs: tasks and data sets, these per client, and the arithmetic."""
+
+    def __init__(self, device: str) -> None:
+        from hfl_mqtt.learning.arithmetic import TensorArithmetic
+
+        self._arithmetic = TensorArithmetic()
+        self._device = device
+        self._tasks: dict[str, Task] = {}
+        self._data: dict[str, Any] = {}
+
+    def work(self, job: Job, inbox: _Inbox) -> Result:
+        """Do a job; whatever its code raises becomes `Failed`, with the traceback on stderr."""
+        from hfl_mqtt.learning.sgd import Cancelled
+        from hfl_mqtt.learning.tasks import user_code
+
+        def stop() -> bool:
+            return inbox.cancelled == job.id
+
+        try:
+            with user_code("the task"):
+                match job:
+                    case TrainJob():
+                        return self._train(job, stop)
+                    case EvaluateJob():
+                        return self._evaluate(job, stop)
+                    case InitialJob():
+                        return self._initial(job)
+        except Cancelled:
+            return Failed(job_id=job.id, reason="cancelled", is_cancelled=True)
+        except HflError as error:
+            traceback.print_exc()
+            return Failed(job_id=job.id, reason=str(error)[:MAX_REASON])
+
+    def _train(self, job: TrainJob, stop: Any) -> Trained | Evaluated:
+        from hfl_mqtt.learning import sgd
+
+        began = time.monotonic()
+        task, model, base = self._model(job)
+        tallies: dict[str, Tally] = {}
+        test = self._set(job, "test")
+        if test is not None:
+            score = sgd.evaluate(task, model, test, device=self._device, stop=stop)
+            tallies[task.metric.name] = _tally(task, score)
+        if job.plan.kind is Kind.EVALUATE:
+            return Evaluated(job_id=job.id, tallies=tallies, seconds=time.monotonic() - began)
+        data = self._set(job, "train")
+        result = sgd.train(task, model, data, job.plan, job.seed, device=self._device, stop=stop)
+        tallies["loss"] = Tally(total=result.loss * result.samples, count=result.samples)
+        payload = self._arithmetic.encode_delta(sgd.weights_of(model), base, job.codec, job.seed)
+        return Trained(
+            job_id=job.id,
+            payload=payload,
+            samples=result.samples,
+            tallies=tallies,
+            seconds=time.monotonic() - began,
+        )
+
+    def _evaluate(self, job: EvaluateJob, stop: Any) -> Evaluated:
+        from hfl_mqtt.learning import sgd
+
+        began = time.monotonic()
+        task, model, _ = self._model(job)
+        if job.data_options is None:
+            sets = {f"{name}_{task.metric.name}": data for name, data in self._set(job, "central").items()}
+        else:
+            test = self._set(job, "test")
+            sets = {} if test is None else {task.metric.name: test}
+        scores = {name: sgd.evaluate(task, model, data, device=self._device, stop=stop) for name, data in sets.items()}
+        tallies = {name: _tally(task, score) for name, score in scores.items()}
+        return Evaluated(job_id=job.id, tallies=tallies, seconds=time.monotonic() - began)
+
+    def _initial(self, job: InitialJob) -> Initial:
+        from hfl_mqtt.learning import sgd
+
+        task = self._task(job)
+        sgd.seed_all(job.seed)
+        model = task.model()
+        weights = sgd.weights_of(model)
+        return Initial(
+            job_id=job.id,
+            blob=self._arithmetic.encode_model(weights),
+            digest=self._arithmetic.digest(weights),
+            parameters=sgd.parameter_count(model),
+            metric=task.metric.name,
+            higher_is_better=task.metric.higher_is_better,
+        )
+
+    def _model(self, job: TrainJob | EvaluateJob) -> tuple[Task, torch.nn.Module, Weights]:
+        from hfl_mqtt.learning import sgd
+
+        try:
+            weights = self._arithmetic.decode_model(job.model)
+        except Refused as error:
+            raise TaskError(f"the model cannot be read ({error}): it must be fetched again") from error
+        digest = self._arithmetic.digest(weights)
+        if digest != job.digest:
+            raise TaskError(
+                f"the model's digest is {digest[:12]}, {job.digest[:12]} was expected: it must be fetched again"
+            )
+        task = self._task(job)
+        sgd.seed_all(0)
+        # A new one each time: what a model keeps outside its state must not leak from one client into the next.
+        model = task.model()
+        sgd.load_(model, weights)
+        return task, model, weights
+
+    def _task(self, job: Job) -> Task:
+        from hfl_mqtt.learning.tasks import load_task
+
+        key = _key(job.task, job.task_options)
+        if key not in self._tasks:
+            self._tasks[key] = load_task(job.task, job.task_options)
+        return self._tasks[key]
+
+    def _set(self, job: TrainJob | EvaluateJob, which: str) -> Any:
+        key = _key(job.task, job.task_options, job.client, job.data_options, which)
+        if key not in self._data:
+            task, options = self._task(job), job.data_options or {}
+            if which == "central":
+                self._data[key] = task.central_data()
+            else:
+                self._data[key] = task.train_data(options) if which == "train" else task.test_data(options)
+        return self._data[key]
+
+
+class _Inbox:
+    """Reads stdin on a thread: jobs into a queue, the id of the last cancelled one, and the end of this process."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.jobs: SimpleQueue[Job] = SimpleQueue()
+        self.cancelled: str | None = None
+        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
+
+    def _read(self, stream: BinaryIO) -> None:
+        while True:
+            try:
+                frame = jobs.read(stream)
+            except ValueError:
+                frame = None  # not our agent: end as if it had gone
+            if frame is None:
+                os._exit(0)
+            elif isinstance(frame, Cancel):
+                self.cancelled = frame.id
+            elif isinstance(frame, TrainJob | EvaluateJob | InitialJob):
+                self.cancelled = None  # meant an earlier job, maybe of the same id
+                self.jobs.put(frame)
+
+
+def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Keep stdin and stdout for frames; user code that prints or reads gets stderr and nothing."""
+    frames_in, frames_out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    return frames_in, frames_out
+
+
+def _be_modest() -> None:
+    """Leave the core to the agent and the broker, memory too, and Ctrl-C to the agent, which then ends us."""
+    os.nice(5)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(OSError):  # only Linux has it, and a container may forbid it
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _say(stream: BinaryIO, frame: Result | Ready | Unready) -> None:
+    try:
+        stream.write(jobs.pack(frame))
+        stream.flush()
+    except BrokenPipeError:
+        os._exit(0)  # the agent has gone
+
+
+def _tally(task: Task, score: Score) -> Tally:
+    return Tally(total=score.total, count=score.count, is_root=task.metric.is_root)
+
+
+def _key(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+import datetime
+import io
+import struct
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from hfl_mqtt.learning import jobs
+from hfl_mqtt.learning.jobs import Failed, InitialJob, TrainJob
+from hfl_mqtt.protocol.messages import Kind, Plan, Tier
+
+
+def test_a_frame_comes_back_as_it_went() -> None:
+    job = TrainJob(
+        id="1",
+        client="cloud/pi",
+        task="mnist",
+        task_options={"data_dir": "x", "depths": {7: [1, 2.5, None]}},
+        data_options={},
+        plan=Plan(kind=Kind.EVALUATE, task="mnist", tiers=(Tier(quorum=3),)),
+        seed=2**53,
+        codec="raw",
+        model=b"\x00\xff",
+        digest="d",
+    )
+    stream = io.BytesIO(jobs.pack(job) + jobs.pack(Failed(job_id="1", reason="no")))
+    assert jobs.read(stream) == job
+    assert jobs.read(stream) == Failed(job_id="1", reason="no")
+    assert jobs.read(stream) is None
+
+
+def test_what_only_yaml_has_travels_as_text() -> None:
+    job = InitialJob(id="1", task=None, task_options={"since": datetime.date(2020, 1, 2), "file": Path("a/b")}, seed=3)
+    back = jobs.read(io.BytesIO(jobs.pack(job)))
+    assert isinstance(back, InitialJob)
+    assert back.task_options == {"since": "2020-01-02", "file": "a/b"}
+
+
+@pytest.mark.parametrize("size", range(0, 40, 7))
+def test_a_stream_that_ends_within_a_frame_has_ended(size: int) -> None:
+    whole = jobs.pack(Failed(job_id="1", reason="a reason of some length"))
+    assert jobs.read(io.BytesIO(whole[:size])) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xff\xff\xff",
+        *(
+            struct.pack(">I", len(body)) + body
+            for body in (
+                b"\xc1",
+                msgpack.packb([1]),
+                msgpack.packb({"type": "os.system"}),
+                msgpack.packb({"type": "Failed"}),
+            )
+        ),
+    ],
+)
+def test_bytes_that_are_no_frame_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"frame|Failed|^$"):
+        jobs.read(io.BytesIO(data))

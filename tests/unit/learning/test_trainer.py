@@ -1,0 +1,413 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hfl_mqtt.errors import Misuse
+from hfl_mqtt.learning.arithmetic import TensorArithmetic
+from hfl_mqtt.learning.jobs import MAX_REASON, pack
+from hfl_mqtt.learning.trainer import (
+    Evaluated,
+    EvaluateJob,
+    Failed,
+    Initial,
+    Result,
+    Trained,
+    Trainer,
+    TrainJob,
+)
+from hfl_mqtt.protocol.messages import Kind, Plan, Tally
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "tasks.md"
+CODEC = "raw | zstd"
+PATIENCE_S = 60.0
+#: y = w x, whose loss says where it starts, so that a test can wait for it; and ways to misbehave.
+TASK = """
+import os, signal, sys, time
+import torch
+from hfl_mqtt.learning.contracts import Metric, TrainResult
+
+metric = Metric("rmse", higher_is_better=False, is_root=True)
+
+def model():
+    return torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Dropout(0.5))
+
+def data(options):
+    if options.get("refuse"):
+        raise ValueError("no hive here")
+    x = torch.arange(1, options.get("n", 4) + 1, dtype=torch.float32)[:, None]
+    return (x, 3 * x), (torch.tensor([[1.0], [1.0]]), torch.tensor([[3.0], [4.0]]))
+
+def central_data():
+    return {"unseen": (torch.tensor([[1.0]]), torch.tensor([[5.0]]))}
+
+def loss(output, target):
+    print("a line on stdout")
+    print("training", file=sys.stderr, flush=True)
+    os.write(1, b"raw bytes on file descriptor 1\\n")
+    return torch.nn.functional.mse_loss(output, target)
+
+def score(output, target):
+    return ((output - target) ** 2).squeeze(1)
+"""
+STUBBORN = (
+    TASK
+    + """
+def train(model, data, plan, stop):
+    print("training", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+)
+KILLED = (
+    TASK
+    + """
+def train(model, data, plan, stop):
+    os.kill(os.getpid(), signal.SIGSEGV)
+"""
+)
+
+
+class Desk:
+    """A trainer, what it said, and the task file that its jobs name."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.results: SimpleQueue[Result] = SimpleQueue()
+        self.lines: SimpleQueue[str] = SimpleQueue()
+        self.trainer = Trainer(self.results.put, device="cpu", on_log=self.lines.put, **options)
+        self.folder = folder
+        self.tensors = TensorArithmetic()
+        self.base = {"0.weight": np.array([[1.0]], np.float32)}
+
+    def job(self, job_id: str, *, task: str = TASK, plan: Plan | None = None, **data: object) -> TrainJob:
+        path = self.folder / f"task_{abs(hash(task))}.py"
+        path.write_text(task)
+        return TrainJob(
+            id=job_id,
+            client="cloud/farm-a/pi-07",
+            task=None,
+            task_options={"file": str(path)},
+            data_options=data,
+            plan=plan or Plan(task="line", epochs=2, batch_size=3, learning_rate=0.01),
+            seed=7,
+            codec=CODEC,
+            model=self.tensors.encode_model(self.base),
+            digest=self.tensors.digest(self.base),
+        )
+
+    def endless(self, job_id: str, *, task: str = TASK) -> TrainJob:
+        return self.job(job_id, task=task, plan=Plan(task="line", epochs=None, steps=10_000_000, learning_rate=1e-9))
+
+    def result(self) -> Result:
+        try:
+            return self.results.get(timeout=PATIENCE_S)
+        except Empty:
+            lines = []
+            while not self.lines.empty():
+                lines.append(self.lines.get())
+            raise AssertionError("no result; the log: " + "\n".join(lines)) from None
+
+    def train(self, job: TrainJob) -> Trained:
+        self.trainer.train(job)
+        result = self.result()
+        assert isinstance(result, Trained), result
+        return result
+
+    def wait_for_line(self, pattern: str) -> str:
+        while True:
+            line = self.lines.get(timeout=PATIENCE_S)
+            if re.search(pattern, line):
+                return line
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """One desk for the tests that leave its process as it was, since starting torch takes seconds."""
+    desk = Desk(tmp_path_factory.mktemp("tasks"))
+    yield desk
+    desk.trainer.close()
+
+
+@pytest.fixture
+def own_desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(tmp_path, cancel_grace_s=0.2)
+    yield desk
+    desk.trainer.close()
+
+
+def test_the_agents_side_holds_neither_torch_nor_numpy() -> None:
+    code = "import sys, hfl_mqtt.learning.trainer; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_sent_model_is_scored_and_then_trained(desk: Desk) -> None:
+    result = desk.train(desk.job("one"))
+    assert result.job_id == "one"
+    assert result.samples == 4
+    # w = 1 says 1 and 1 where 3 and 4 are right: squared errors 4 and 9.
+    assert result.tallies["rmse"] == Tally(total=13.0, count=2, is_root=True)
+    assert result.tallies["loss"].count == 4
+    assert result.seconds > 0
+
+
+def test_the_payload_is_the_delta_of_a_plain_loop_over_the_same_batches(desk: Desk) -> None:
+    # Without dropout, and worked in float32 as torch does, one example a step: w -= 0.01 * 2 * (w x - 3 x) * x.
+    text = TASK.replace("Dropout(0.5)", "Dropout(0.0)")
+    plan = Plan(task="line", epochs=2, batch_size=1, learning_rate=0.01)
+    result = desk.train(desk.job("plain", task=text, plan=plan))
+    w = 1.0
+    for epoch in range(2):
+        for i in np.random.default_rng([7, epoch]).permutation(4):
+            x = float(i + 1)
+            w -= 0.01 * 2 * (w * x - 3 * x) * x
+    total = desk.tensors.accumulator(desk.base, CODEC)
+    total.add(result.payload, result.samples)
+    assert desk.tensors.apply(desk.base, total)["0.weight"].item() == pytest.approx(w, rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_payload_to_the_last_bit(desk: Desk) -> None:
+    first, second = desk.train(desk.job("first")), desk.train(desk.job("second"))
+    other = desk.train(replace(desk.job("other"), seed=8))
+    assert first.payload == second.payload != other.payload
+
+
+def test_prints_of_user_code_go_to_the_log_and_never_into_frames(desk: Desk) -> None:
+    desk.train(desk.job("loud"))
+    desk.wait_for_line("a line on stdout")
+    desk.wait_for_line("raw bytes on file descriptor 1")
+    assert isinstance(desk.train(desk.job("again")), Trained)
+
+
+def test_a_plan_that_evaluates_gives_tallies_only(desk: Desk) -> None:
+    desk.trainer.train(desk.job("score", plan=Plan(kind=Kind.EVALUATE, task="line")))
+    result = desk.result()
+    assert isinstance(result, Evaluated)
+    assert result.tallies == {"rmse": Tally(total=13.0, count=2, is_root=True)}
+
+
+def test_evaluation_is_of_a_client_or_of_the_central_sets(desk: Desk) -> None:
+    job = desk.job("x")
+    for job_id, data_options in (("own", job.data_options), ("central", None)):
+        desk.trainer.evaluate(
+            EvaluateJob(
+                id=job_id,
+                client="cloud",
+                task=None,
+                task_options=job.task_options,
+                data_options=data_options,
+                model=job.model,
+                digest=job.digest,
+            )
+        )
+    own, central = desk.result(), desk.result()
+    assert isinstance(own, Evaluated)
+    assert isinstance(central, Evaluated)
+    assert own.tallies["rmse"].total == 13.0
+    assert central.tallies == {"unseen_rmse": Tally(total=16.0, count=1, is_root=True)}
+
+
+def test_equal_seeds_give_equal_first_models(desk: Desk) -> None:
+    options = desk.job("x").task_options
+    for seed in (1, 1, 2):
+        desk.trainer.initial(None, options, seed)
+    first, same, other = (desk.result() for _ in range(3))
+    assert isinstance(first, Initial)
+    assert isinstance(same, Initial)
+    assert isinstance(other, Initial)
+    assert first.blob == same.blob != other.blob
+    assert first.digest == desk.tensors.digest(desk.tensors.decode_model(first.blob))
+    assert (first.parameters, first.metric, first.higher_is_better) == (1, "rmse", False)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"digest": "0" * 64}, "the model's digest is .* must be fetched again"),
+        ({"model": b"no model"}, "the model cannot be read .*fetched again"),
+        ({"task": "nonsense"}, "no task is called 'nonsense'"),
+        ({"codec": "nonsense"}, "nonsense"),
+        ({"data_options": {"refuse": True}}, r"task_\d+\.py:13: data\(\) raised ValueError: no hive here"),
+        ({"data_options": {"n": 0}}, "no training examples"),
+        ({"plan": Plan(task="line", epochs=50, learning_rate=1000.0)}, "training loss is .*: lower the learning rate"),
+    ],
+)
+def test_what_cannot_be_trained_fails_with_its_reason_and_the_process_lives_on(
+    desk: Desk, change: dict[str, Any], reason: str
+) -> None:
+    desk.train(desk.job("before"))
+    pid = desk.trainer.pid
+    desk.trainer.train(replace(desk.job("bad"), **change))
+    result = desk.result()
+    assert isinstance(result, Failed)
+    assert result.job_id == "bad"
+    assert not result.is_cancelled
+    assert re.search(reason, result.reason)
+    assert len(result.reason) <= MAX_REASON
+    desk.train(desk.job("after"))
+    assert desk.trainer.pid == pid
+
+
+def test_an_exit_in_user_code_is_a_failure_like_any_other(desk: Desk) -> None:
+    desk.trainer.train(desk.job("exit", task=TASK + "\ndef train(model, data, plan, stop):\n    sys.exit(1)\n"))
+    result = desk.result()
+    assert isinstance(result, Failed)
+    assert "raised SystemExit" in result.reason
+
+
+def test_jobs_run_in_order_and_a_waiting_one_is_cancelled_at_once(desk: Desk) -> None:
+    for job_id in ("a", "b", "c"):
+        desk.trainer.train(desk.endless(job_id) if job_id == "a" else desk.job(job_id))
+    desk.trainer.cancel("b")
+    assert desk.result() == Failed(job_id="b", reason="cancelled", is_cancelled=True)
+    desk.trainer.cancel("a")
+    assert desk.result() == Failed(job_id="a", reason="cancelled", is_cancelled=True)
+    last = desk.result()
+    assert isinstance(last, Trained)
+    assert last.job_id == "c"
+
+
+def test_a_job_is_cancelled_while_it_trains_and_the_process_lives_on(desk: Desk) -> None:
+    desk.train(desk.job("before"))
+    pid = desk.trainer.pid
+    desk.trainer.train(desk.endless("long"))
+    desk.wait_for_line("^training$")
+    desk.trainer.cancel("long")
+    assert desk.result() == Failed(job_id="long", reason="cancelled", is_cancelled=True)
+    desk.train(desk.job("after"))
+    assert desk.trainer.pid == pid
+
+
+def test_a_cancelled_job_may_be_given_again_under_its_id(desk: Desk) -> None:
+    desk.trainer.train(desk.endless("same"))
+    desk.trainer.cancel("same")
+    assert desk.result() == Failed(job_id="same", reason="cancelled", is_cancelled=True)
+    desk.train(desk.job("same"))
+
+
+def test_options_that_cannot_travel_raise_at_the_caller(desk: Desk) -> None:
+    with pytest.raises(TypeError, match="options hold a object"):
+        desk.trainer.train(desk.job("odd", thing=object()))
+
+
+def test_the_example_of_the_documentation_trains(desk: Desk, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "task.py").write_text(code)
+    days = "\n".join(f"{30 + i},{10 + i},{30.5 + i}" for i in range(20))
+    (tmp_path / "hive.csv").write_text("weight,temperature,tomorrow\n" + days)
+    options = {"file": str(tmp_path / "task.py")}
+    desk.trainer.initial(None, options, seed=0)
+    initial = desk.result()
+    assert isinstance(initial, Initial)
+    job = desk.job("hive", csv=str(tmp_path / "hive.csv"))
+    result = desk.train(replace(job, task_options=options, model=initial.blob, digest=initial.digest))
+    assert result.samples == 16
+    assert result.tallies["rmse"].count == 4
+
+
+def test_a_process_that_is_killed_fails_its_job_and_the_next_job_works(own_desk: Desk) -> None:
+    own_desk.trainer.train(own_desk.endless("lost"))
+    own_desk.trainer.train(own_desk.job("next"))
+    own_desk.wait_for_line("^training$")
+    pid = own_desk.trainer.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    lost = own_desk.result()
+    assert isinstance(lost, Failed)
+    assert lost.job_id == "lost"
+    assert "training process died (signal 9, perhaps out of memory" in lost.reason
+    following = own_desk.result()
+    assert isinstance(following, Trained)
+    assert following.job_id == "next"
+    assert own_desk.trainer.pid != pid
+
+
+def test_a_crash_in_native_code_fails_its_job(own_desk: Desk) -> None:
+    own_desk.trainer.train(own_desk.job("crash", task=KILLED))
+    result = own_desk.result()
+    assert isinstance(result, Failed)
+    assert "signal 11" in result.reason
+
+
+def test_a_loop_that_ignores_stop_is_ended_with_its_process(own_desk: Desk) -> None:
+    own_desk.trainer.train(own_desk.job("deaf", task=STUBBORN))
+    own_desk.wait_for_line("^training$")
+    own_desk.trainer.cancel("deaf")
+    result = own_desk.result()
+    assert isinstance(result, Failed)
+    assert result.is_cancelled
+    assert "did not stop" in result.reason
+    assert own_desk.trainer.pid is None
+
+
+def test_an_idle_process_is_ended_and_started_again(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, idle_s=0.1)
+    desk.train(desk.job("one"))
+    desk.wait_for_line("training process ended: idle")
+    assert desk.trainer.pid is None
+    desk.train(desk.job("two"))
+    desk.trainer.close()
+
+
+def test_a_process_that_cannot_start_fails_each_job_with_the_reason(tmp_path: Path) -> None:
+    results: SimpleQueue[Result] = SimpleQueue()
+    lines: SimpleQueue[str] = SimpleQueue()
+    trainer = Trainer(results.put, device="nonsense", on_log=lines.put)
+    desk = Desk(tmp_path)
+    trainer.train(desk.job("one"))
+    result = results.get(timeout=PATIENCE_S)
+    assert isinstance(result, Failed)
+    assert "set device to cpu" in result.reason
+    trainer.close()
+    desk.trainer.close()
+
+
+def test_closing_ends_the_process_and_answers_every_job(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.trainer.train(desk.endless("one"))
+    desk.trainer.train(desk.job("two"))
+    desk.wait_for_line("^training$")
+    pid = desk.trainer.pid
+    assert pid is not None
+    desk.trainer.close()
+    desk.trainer.close()
+    answers = [desk.result(), desk.result()]
+    assert [answer.job_id for answer in answers] == ["one", "two"]
+    assert all(isinstance(answer, Failed) and answer.is_cancelled for answer in answers)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(Misuse):
+        desk.trainer.train(desk.job("three"))
+
+
+def test_the_process_vanishes_with_its_agent_while_it_trains(tmp_path: Path) -> None:
+    job = Desk(tmp_path)
+    endless = pack(job.endless("orphan"))
+    job.trainer.close()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hfl_mqtt.learning.worker", "--device", "cpu"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=False,
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(endless)
+        process.stdin.flush()
+        for line in process.stderr:
+            if line == b"training\n":
+                break
+        process.stdin.close()  # what the kernel does when the agent dies
+        process.stderr.close()
+        assert process.wait(timeout=PATIENCE_S) == 0
