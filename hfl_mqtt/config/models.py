@@ -250,15 +250,15 @@ class ClientConfig(_Node):
 
 
 class DemoConfig(Section):
-    """A whole federation on one machine: `hfl demo`."""
+    """A whole federation on one machine: `hfl demo`. What is not given is taken from the task's own example plan."""
 
     role: Literal["demo"] = "demo"
     task: TaskConfig = Field(default=TaskConfig(name="soil-moisture"), description="What is learned.")
     seed: Seed = Field(default=0, description="Equal seeds give equal models.")
-    rounds: Rounds = Field(default=5, description="Global rounds.")
-    farms: Annotated[Whole, Field(ge=1, le=1000)] = Field(default=2, description="Edges below the cloud.")
-    clients: Annotated[Whole, Field(ge=1, le=1000)] = Field(default=2, description="Clients below each edge.")
-    plan: PlanConfig = Field(default=PlanConfig(), description="What a device does in a round.")
+    rounds: Rounds | None = Field(default=None, description="Global rounds.")
+    farms: Annotated[Whole, Field(ge=1, le=100)] | None = Field(default=None, description="Farms, each with an edge.")
+    clients: Annotated[Whole, Field(ge=1, le=1000)] | None = Field(default=None, description="Devices in all.")
+    plan: PlanConfig | None = Field(default=None, description="What a device does in a round.")
     tiers: Annotated[tuple[TierConfig, ...], Field(min_length=2, max_length=2)] | None = Field(
         default=None, description="The cloud's tier and the edges'."
     )
@@ -269,11 +269,8 @@ class DemoConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         mistakes = list(_too_long(self.tiers or ()))
-        for index, (tier, children) in enumerate(zip(self.tiers or (), (self.farms, self.clients), strict=False)):
-            if isinstance(tier.quorum, int) and tier.quorum > children:
-                mistakes.append(
-                    (("tiers", index, "quorum"), f"{tier.quorum} must answer, but there are only {children}")
-                )
+        if self.farms is not None and self.clients is not None and self.clients < self.farms:
+            mistakes.append((("clients",), f"{self.clients} devices do not fill {self.farms} farms: each needs one"))
         if mistakes:
             raise misplaced(*mistakes)
         return self

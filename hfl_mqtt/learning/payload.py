@@ -160,8 +160,12 @@ def _read_header(payload: bytes, chain: Chain, limit: int) -> tuple[dict[str, Te
         raise Refused(f"not a payload: {type(error).__name__}") from None
     if not isinstance(header, dict) or header.get("v") != VERSION:
         raise Refused(f"not a payload of version {VERSION}")
-    if header.get("codec") != str(chain):
-        raise Refused(f"coded in {str(header.get('codec'))[:60]!r}, asked was {str(chain)!r}")
+    codec = header.get("codec")
+    if codec != str(chain):
+        # Only text is shown: the repr of a thousand nested lists would raise.
+        raise Refused(
+            f"coded in {codec[:60]!r}, asked was {str(chain)!r}" if isinstance(codec, str) else "names no codec"
+        )
     tensors = header.get("tensors")
     if not isinstance(tensors, list):
         raise Refused("not a payload: no tensors")

@@ -93,9 +93,8 @@ class Mosquitto:
             # Looked at before it is judged: if ours ended, whoever accepts there is another program.
             listens = self._accepts()
             if self._exited_within(0.02):
-                raise BrokerError(
-                    f"mosquitto on {self.conf_path} ended with {self._process.returncode}{children.log_tail(self.log_path)}"
-                )
+                ended = f"mosquitto on {self.conf_path} ended with {self._process.returncode}"
+                raise BrokerError(f"{ended}{children.log_tail(self.log_path)}")
             if not listens and time.monotonic() > give_up_at:
                 self.stop()
                 raise BrokerError(

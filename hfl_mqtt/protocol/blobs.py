@@ -1,8 +1,10 @@
 """Blobs larger than a packet: cut into even parts, put together again within bounds, asked for where missing.
 
 Flow control and repair are one thing: the sender sends the first `WINDOW` parts, the receiver asks for what it wants
-next. A part that the receiver already has is a probe and is answered with what is still missing. What a peer declares
-is checked against the bounds before anything is kept, and a part must have exactly the length that (size, count) give.
+next. A part that the receiver already has is a probe and is answered with what is still missing, but only where nothing
+came for a while: on a slow link it comes from an ask that was too early, and answering it would bring another. What a
+peer declares is checked against the bounds before anything is kept, and a part must have exactly the length that
+(size, count) give.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from hfl_mqtt.errors import Malformed
 from hfl_mqtt.protocol.messages import MAX_BLOB, PART_SIZE, ModelPart, UpdatePart
@@ -18,6 +21,14 @@ from hfl_mqtt.protocol.messages import MAX_BLOB, PART_SIZE, ModelPart, UpdatePar
 WINDOW = 4
 #: Most parts asked for in one message.
 MAX_ASK = 64
+#: The longest silence before the missing parts are asked for again, in seconds.
+MAX_WAIT_S = 60.0
+#: The longest silence before they are asked for once; shorter than between two probes, or these would put it off.
+MAX_PATIENCE_S = 45.0
+
+
+class Full(Malformed):
+    """A part of a new blob that there is no room for now; later there may be."""
 
 
 def digest(blob: bytes) -> str:
@@ -57,12 +68,25 @@ class _Incoming:
     count: int
     asked: set[int]
     last_progress_s: float
-    next_ask_s: float
+    last_heard_s: float
+    last_ask_s: float
+    #: How long a silence is none yet on this link: twice the time between two parts.
+    patience_s: float
+    #: How long to wait for progress this time; doubles with every ask.
     wait_s: float
     parts: dict[int, bytes] = field(default_factory=dict)
 
     def missing(self) -> Iterator[int]:
         return (index for index in range(self.count) if index not in self.parts)
+
+    def is_quiet(self, now: float) -> bool:
+        return now - max(self.last_heard_s, self.last_ask_s) >= self.patience_s
+
+    @property
+    def next_ask_s(self) -> float:
+        # While duplicates come in, what was asked for may stand in line behind them.
+        waited_s = max(self.last_progress_s, self.last_ask_s) + self.wait_s
+        return max(waited_s, self.last_heard_s + self.patience_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +115,8 @@ class Reassembler:
         max_total: most bytes of all blobs that are not complete; beyond it, parts of *new* blobs are refused.
         per_sender: blobs a sender may have open; opening one more drops the one that is longest without progress.
         window: parts a sender sends unasked, None where it sends all.
-        stall_s: without progress for this long, the missing parts are asked for; doubles each time, up to a minute.
+        stall_s: without progress for this long, or for twice the time between two parts where the link is slow, the
+            missing parts are asked for; doubles each time, up to a minute.
         expire_s: without progress for this long, the blob is dropped.
     """
 
@@ -121,13 +146,15 @@ class Reassembler:
         """Take a part in.
 
         Raises:
+            Full: a new blob that there is no room for now.
             Malformed: the part contradicts itself, its blob or the bounds. Nothing is kept of it; where the whole blob
                 does not hash to its name, nothing is kept of the blob.
         """
         key = (sender, part.blob)
         length = part_length(part.size, part.count)
-        expected = length if part.index < part.count - 1 else part.size - length * (part.count - 1)
-        if part.index >= part.count or expected < 1 or len(part.data) != expected:
+        last = part.size - length * (part.count - 1)
+        expected = length if part.index < part.count - 1 else last
+        if part.index >= part.count or last < 1 or len(part.data) != expected:
             raise Malformed(f"part {part.index} of {part.count} has {len(part.data)} bytes, not {expected}")
         incoming = self._open.get(key)
         if incoming is None:
@@ -135,11 +162,15 @@ class Reassembler:
         elif (incoming.size, incoming.count) != (part.size, part.count):
             raise Malformed("two parts of one blob disagree about its size")
         if part.index in incoming.parts:
-            return Progress(ask=self._ask(incoming, now), is_new=False)
+            was_quiet, incoming.last_heard_s = incoming.is_quiet(now), now
+            return Progress(ask=self._ask(incoming, now) if was_quiet else (), is_new=False)
+        if incoming.parts:
+            gap_s = now - incoming.last_heard_s
+            incoming.patience_s = min(max(self._stall_s, 2 * gap_s, incoming.patience_s / 2), MAX_PATIENCE_S)
         incoming.parts[part.index] = part.data
         incoming.asked.discard(part.index)
-        incoming.last_progress_s, incoming.wait_s = now, self._stall_s
-        incoming.next_ask_s = now + self._stall_s
+        incoming.last_progress_s = incoming.last_heard_s = now
+        incoming.wait_s = incoming.patience_s
         if len(incoming.parts) == incoming.count:
             self.drop(sender, part.blob)
             blob = b"".join(incoming.parts[index] for index in range(incoming.count))
@@ -155,6 +186,15 @@ class Reassembler:
         for key in [key for key in self._open if key[0] == sender and blob in (None, key[1])]:
             self._promised -= self._open.pop(key).size
 
+    def is_open(self, sender: str, blob: str) -> bool:
+        """Whether a part of this blob has come and others have not."""
+        return (sender, blob) in self._open
+
+    def missing(self, sender: str, blob: str) -> tuple[int, ...]:
+        """Return the first parts that an open blob lacks, as many as can be asked for; none of a blob unheard of."""
+        incoming = self._open.get((sender, blob))
+        return () if incoming is None else tuple(islice(incoming.missing(), MAX_ASK))
+
     def clear(self) -> None:
         """Forget everything."""
         self._open.clear()
@@ -167,7 +207,7 @@ class Reassembler:
         asks = []
         for (sender, blob), incoming in self._open.items():
             if now >= incoming.next_ask_s:
-                incoming.wait_s = min(incoming.wait_s * 2, 60.0)
+                incoming.wait_s = min(incoming.wait_s * 2, MAX_WAIT_S)
                 asks.append(Ask(sender, blob, self._ask(incoming, now)))
         return asks
 
@@ -187,16 +227,28 @@ class Reassembler:
         for _, other in own[: max(0, len(own) - self._per_sender + 1)]:
             self.drop(*other)
         if self._promised + part.size > self._max_total:
-            raise Malformed(f"too much under way: {self._promised} bytes of {self._max_total} are promised already")
+            raise Full(f"too much under way: {self._promised} bytes of {self._max_total} are promised already")
         in_flight = part.count if self._window is None else min(self._window, part.count)
-        incoming = _Incoming(part.size, part.count, set(range(in_flight)), now, now + self._stall_s, self._stall_s)
+        incoming = _Incoming(
+            size=part.size,
+            count=part.count,
+            asked=set(range(in_flight)),
+            last_progress_s=now,
+            last_heard_s=now,
+            last_ask_s=now,
+            patience_s=self._stall_s,
+            wait_s=self._stall_s,
+        )
         self._open[key] = incoming
         self._promised += part.size
         return incoming
 
     def _ask(self, incoming: _Incoming, now: float) -> tuple[int, ...]:
         incoming.asked.clear()
-        incoming.next_ask_s = now + incoming.wait_s
+        incoming.last_ask_s = now
+        if self._window is None and len(incoming.parts) == 1:
+            # How fast the link is, is not known yet: all the rest may be on its way.
+            return self._top_up(incoming, WINDOW)
         return self._top_up(incoming, self._window or MAX_ASK)
 
     @staticmethod

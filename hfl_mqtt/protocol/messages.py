@@ -22,6 +22,10 @@ PROTOCOL = 1
 PART_SIZE = 256 * 1024
 MAX_PARTS = 4096
 MAX_BLOB = PART_SIZE * MAX_PARTS
+#: Most samples behind one update.
+MAX_WEIGHT = 2**40
+#: Most metrics of one update.
+MAX_TALLIES = 16
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=366 * 86400, allow_inf_nan=False)]
@@ -185,6 +189,8 @@ class RoundCall:
     draw: Draw
     plan: Plan
     model: Manifest
+    #: How often the aggregator has been started; one that was restarted has forgotten who answered.
+    boot: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -274,14 +280,16 @@ class Tally:
 
     @property
     def value(self) -> float | None:
-        """The mean, or the root of the mean; None of nothing."""
+        """The mean, or the root of the mean; None of nothing, or where it is beyond every float."""
         if self.count <= 0:
             return None
         mean = self.total / self.count
+        if mean - mean != 0:  # the quotient of two finite numbers may still be infinite
+            return None
         return max(mean, 0.0) ** 0.5 if self.is_root else mean
 
 
-Tallies = Annotated[dict[ShortText, Tally], Field(max_length=16)]
+Tallies = Annotated[dict[ShortText, Tally], Field(max_length=MAX_TALLIES)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -295,7 +303,7 @@ class Update:
     round: RoundId
     sender: Path
     base: Digest
-    weight: Annotated[int, Field(ge=0, le=2**40)]
+    weight: Annotated[int, Field(ge=0, le=MAX_WEIGHT)]
     payload: Annotated[bytes, Field(max_length=MAX_BLOB)]
     tallies: Tallies = field(default_factory=dict)
 

@@ -39,6 +39,10 @@ from hfl_mqtt.protocol.topics import Channel, Topic
 MAX_JSON = 16_000
 #: A part and its envelope.
 MAX_BINARY = PART_SIZE + 4096
+#: Lists and maps in one binary envelope; an update of 16 metrics has 19.
+MAX_CONTAINERS = 64
+#: Bytes of one text in a binary envelope.
+MAX_TEXT = 1024
 
 _JSON_TYPES: dict[tuple[Channel, str], type[Any]] = {
     (kind.channel, kind.name): kind
@@ -141,10 +145,30 @@ def _pack(value: Any) -> bytes:
 def _unpack(payload: bytes, kind: type[T], limit: int) -> T:
     if len(payload) > limit:
         raise Malformed(f"{kind.__name__} of {len(payload)} bytes, at most {limit}")
+    left = MAX_CONTAINERS
+
+    def counted(container: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Malformed(f"{kind.__name__} has more than {MAX_CONTAINERS} lists and maps")
+        return container
+
     try:
-        # A declared length beyond the buffer is refused by msgpack before it allocates; timestamps and extensions
-        # have no place here, and nesting is bounded by msgpack itself.
-        fields = msgpack.unpackb(payload, raw=False, strict_map_key=True, ext_hook=_no_extension)
+        # A byte of msgpack can be a list of 56 bytes in Python, and a blob has hundreds of megabytes: lists and maps
+        # are counted while they are read. Extensions have no place here; nesting is bounded by msgpack itself.
+        fields = msgpack.unpackb(
+            payload,
+            raw=False,
+            strict_map_key=True,
+            max_array_len=MAX_CONTAINERS,
+            max_map_len=MAX_CONTAINERS,
+            max_str_len=MAX_TEXT,
+            max_ext_len=0,
+            ext_hook=_no_extension,
+            list_hook=counted,
+            object_hook=counted,
+        )
     except Malformed:
         raise
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:

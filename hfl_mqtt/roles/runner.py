@@ -91,14 +91,13 @@ class Runner:
         try:
             shell.start(time.monotonic())
             self._loop(shell)
-            shell.say_farewell()
             is_orderly = True
         except HflError as error:
             self.failure = error
         finally:
             if not is_orderly and self.failure is None:
                 self.failure = HflError(f"{self.node.path} stopped because of a fault of ours: see the trace above")
-            shell.link.close()
+            shell.leave()
             self.on_end()
 
     def _loop(self, shell: Shell) -> None:

@@ -114,9 +114,11 @@ class Shell:
         """Let the node look at the clock."""
         self.perform(self.node.tick(now))
 
-    def say_farewell(self) -> None:
-        """Tell everybody that this node leaves on purpose."""
-        self.perform([Send(message=self.node.farewell)])
+    def leave(self) -> None:
+        """Say the last figures and goodbye, and close the link: whoever watches sees this node leave, not vanish."""
+        last = [Send(message=Metrics(values=dict(self.last_metrics)))] if self.last_metrics else []
+        self.perform([*last, Send(message=self.node.farewell)])
+        self.link.close()
 
     def _arrived(self, frame: Frame, now: float) -> None:
         if not frame.payload:

@@ -90,6 +90,8 @@ class Workshop:
             if self._initial is not None:
                 self._initial(result)
             return
+        if isinstance(result, Failed) and result.is_cancelled:
+            return  # nobody waits for it; the same work may have been asked for again since
         with self._lock:
             asked = self._asked.pop(result.job_id, None)
         if asked is None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hfl_mqtt.errors import Malformed, Misuse, Refused
-from hfl_mqtt.protocol.blobs import Cut, Reassembler
+from hfl_mqtt.protocol.blobs import Cut, Full, Reassembler
 from hfl_mqtt.protocol.messages import (
+    MAX_TALLIES,
+    MAX_WEIGHT,
     Decline,
     Kind,
     Manifest,
@@ -91,6 +93,11 @@ class _Round:
     def quorum(self) -> int:
         return quorum_of(self.waiting.tier, len(self.asked))
 
+    @property
+    def has_quorum(self) -> bool:
+        """Whether enough came in; once they have, one more child to ask does not take it back."""
+        return self.waiting.grace_ends_s is not None or len(self.accepted) >= self.quorum
+
 
 class Aggregator:
     """Opens rounds for its children and adds up what they send.
@@ -98,11 +105,13 @@ class Aggregator:
     Args:
         path: this node's name; its children are the paths right below.
         arithmetic: the numbers.
+        boot: how often this node has been started; goes into its calls.
         max_under_way: most bytes of updates that are under way at once.
     """
 
-    def __init__(self, *, path: str, arithmetic: Arithmetic, max_under_way: int = 2**31) -> None:
+    def __init__(self, *, path: str, arithmetic: Arithmetic, boot: int = 0, max_under_way: int = 2**31) -> None:
         self.path = path
+        self._boot = boot
         self._arithmetic = arithmetic
         self._max_under_way = max_under_way
         self._members: dict[str, _Member] = {}
@@ -176,6 +185,7 @@ class Aggregator:
             draw=drawn,
             plan=plan,
             model=self._manifest,
+            boot=self._boot,
         )
         limit = self._arithmetic.update_limit(self._weights) + 4096
         self._updates = Reassembler(max_blob=limit, max_total=max(self._max_under_way, limit))
@@ -263,7 +273,7 @@ class Aggregator:
             return [note("want_out_of_place", sender=sender)]
         due = [
             index
-            for index in want.parts
+            for index in sorted(set(want.parts))
             if index < self._model.count and now - self._republished_s.get(index, -REPUBLISH_S) >= REPUBLISH_S
         ]
         self._republished_s.update(dict.fromkeys(due, now))
@@ -284,6 +294,8 @@ class Aggregator:
         self._members.setdefault(sender, _Member(0, True)).is_present = True
         try:
             progress = self._updates.add(sender, part, now)
+        except Full as error:  # it will probe again
+            return [self._note("no_room", sender=sender, reason=str(error))]
         except Malformed as error:
             return self._refuse(part, sender, str(error), now)
         if progress.ask:
@@ -307,8 +319,10 @@ class Aggregator:
                 tallies[name] = tallies[name] + tally if name in tallies else tally
             except ValueError as error:
                 raise Refused(f"metric {name!r}: {error}") from None
-        if len(tallies) > 16:
-            raise Refused(f"{len(tallies)} metrics, at most 16")
+        if len(tallies) > MAX_TALLIES:
+            raise Refused(f"{len(tallies)} metrics, at most {MAX_TALLIES}")
+        if sum(ongoing.accepted.values()) + update.weight > MAX_WEIGHT:
+            raise Refused(f"weight {update.weight}: with those before it more than {MAX_WEIGHT}")
         if call.plan.kind is Kind.TRAIN:
             ongoing.accumulator.add(update.payload, update.weight)
         elif update.payload or update.weight:
@@ -317,7 +331,9 @@ class Aggregator:
         ongoing.accepted[sender] = update.weight
         ongoing.declined.pop(sender, None)
         self._receipts[sender] = Receipt(run=call.run, round=call.round, base=update.base, accepted=True)
-        accepted = self._note("accepted", sender=sender, weight=update.weight, bytes=len(update.payload))
+        accepted = self._note(
+            "accepted", sender=sender, kind=call.plan.kind.value, weight=update.weight, bytes=len(update.payload)
+        )
         return [self._receipt_again(sender), accepted, *self._settle(now)]
 
     def _refuse(self, part: UpdatePart, sender: str, reason: str, now: float) -> list[Action]:
@@ -371,7 +387,7 @@ class Aggregator:
         return min(moment for moment in moments if moment is not None)
 
     def _time_is_up(self, ongoing: _Round, now: float) -> list[Action]:
-        if len(ongoing.accepted) >= ongoing.quorum:
+        if ongoing.has_quorum:
             return self._close(now)
         if self._updates.has_progress_since(now - PROGRESS_S):
             ongoing.waiting.extend(now, by_s=PROGRESS_S)
@@ -395,7 +411,7 @@ class Aggregator:
     def _settle(self, now: float) -> list[Action]:
         """Close if there is nothing left to wait for; start the grace period if the quorum is in."""
         ongoing = self._round
-        if ongoing is None or len(ongoing.accepted) < ongoing.quorum:
+        if ongoing is None or not ongoing.has_quorum:
             return []
         if not self._awaited(ongoing):
             return self._close(now)
@@ -406,7 +422,7 @@ class Aggregator:
         ongoing = self._round
         assert ongoing is not None
         call = ongoing.call
-        is_missed = len(ongoing.accepted) < ongoing.quorum
+        is_missed = not ongoing.has_quorum
         weights = self._weights
         if not is_missed and call.plan.kind is Kind.TRAIN:
             weights = self._arithmetic.apply(self._weights, ongoing.accumulator)
@@ -482,4 +498,5 @@ def _replace(call: RoundCall, *, phase: Phase) -> RoundCall:
         draw=call.draw,
         plan=call.plan,
         model=call.model,
+        boot=call.boot,
     )

@@ -7,10 +7,10 @@ and one that joins while the round is open knows whether it is meant.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 
 from hfl_mqtt.protocol.messages import Draw
+from hfl_mqtt.rounds.policy import share_of
 
 #: Lots are below this: JSON's exact integers.
 LOTS = 2**53
@@ -27,7 +27,7 @@ def draw(seed: int, round_id: tuple[int, ...], members: Iterable[str], fraction:
     lots = sorted(lot(seed, round_id, name) for name in members)
     if fraction >= 1 or not lots:
         return Draw(seed=seed, threshold=LOTS)
-    return Draw(seed=seed, threshold=lots[math.ceil(fraction * len(lots)) - 1])
+    return Draw(seed=seed, threshold=lots[share_of(len(lots), fraction) - 1])
 
 
 def is_asked(drawn: Draw, round_id: tuple[int, ...], name: str) -> bool:

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hfl_mqtt.errors import Misuse, Refused
+from hfl_mqtt.errors import ConfigError, Misuse, Refused
 from hfl_mqtt.protocol.messages import (
+    MAX_TALLIES,
+    MAX_WEIGHT,
     Decline,
     Info,
     Kind,
@@ -29,6 +31,7 @@ from hfl_mqtt.protocol.messages import (
     WantModel,
     round_text,
 )
+from hfl_mqtt.protocol.topics import MAX_DEPTH
 from hfl_mqtt.rounds import cohort
 from hfl_mqtt.rounds.actions import (
     Action,
@@ -37,6 +40,7 @@ from hfl_mqtt.rounds.actions import (
     Contribution,
     Event,
     Lost,
+    Note,
     Received,
     RunOver,
     Save,
@@ -95,6 +99,7 @@ class ClientNode(Node):
     def __init__(self, *, path: str, boot: int, info: Info, max_model: int = MAX_MODEL) -> None:
         super().__init__(path, boot)
         self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model)
+        self._metrics: Send | None = None
 
     def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
         """Begin; a device waits to be connected."""
@@ -108,14 +113,19 @@ class ClientNode(Node):
             call = self.participant.call
             actions = self.participant.worked(event.work_id, event.result, now)
             if actions and call is not None:
-                actions.append(_metrics(call.round, event.result.tallies, event.result.weight, event.result.seconds))
+                result = event.result
+                self._metrics = _metrics(call.round, result.tallies, result.weight, result.seconds)
             return actions
         if isinstance(event, WorkFailed):
             return self.participant.failed(event.work_id, event.reason)
         if isinstance(event, Received):
             message = event.message
             if event.sender == self.participant.parent and isinstance(message, RoundCall | ModelPart | Receipt | Want):
-                return self.participant.hear(message, now)
+                actions = self.participant.hear(message, now)
+                if isinstance(message, Receipt) and self._metrics is not None:
+                    actions.append(self._metrics)  # with all that the round cost
+                    self._metrics = None
+                return actions
             return [note("stranger", sender=event.sender, said=type(message).__name__)]
         return []
 
@@ -157,7 +167,7 @@ class EdgeNode(Node):
         self._version = 0
         self._work: _EdgeWork | None = None
         self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model)
-        self.aggregator = Aggregator(path=path, arithmetic=arithmetic)
+        self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot)
 
     def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
         """Begin; an edge waits to be connected."""
@@ -210,9 +220,13 @@ class EdgeNode(Node):
             weights = self._arithmetic.decode_model(work.model)
             if self._arithmetic.digest(weights) != work.digest:
                 raise Refused("the model does not hash to what the call says")
-        except Refused as error:
+            tier = work.plan.tiers[0] if work.plan.tiers else Tier(codec=work.codec)
+            for codec in (tier.codec, work.codec):
+                self._arithmetic.accumulator(weights, codec)  # must be known before anybody works
+            if len(work.round) >= MAX_DEPTH:
+                raise Refused(f"a tree has at most {MAX_DEPTH} tiers")
+        except (Refused, ConfigError) as error:
             return self._pass(self.participant.failed(work.work_id, str(error)), now)
-        tier = work.plan.tiers[0] if work.plan.tiers else Tier(codec=work.codec)
         if work.plan.kind is Kind.EVALUATE:
             tier = replace(tier, rounds=1)
         self._work = _EdgeWork(work=work, tier=tier, base=weights, weights=weights)
@@ -271,12 +285,15 @@ class EdgeNode(Node):
         self._work = None
         work = doing.work
         tallies = doing.tallies if doing.loss is None else {**doing.tallies, "loss": doing.loss}
-        payload = b""
-        if work.plan.kind is Kind.TRAIN:
-            payload = self._arithmetic.encode_delta(doing.weights, doing.base, work.codec, work.seed)
-        result = Contribution(
-            payload=payload, weight=sum(doing.samples.values()), tallies=tallies, seconds=doing.seconds
-        )
+        payload, weight = b"", sum(doing.samples.values())
+        try:
+            if work.plan.kind is Kind.TRAIN:
+                payload = self._arithmetic.encode_delta(doing.weights, doing.base, work.codec, work.seed)
+            if weight > MAX_WEIGHT or len(tallies) > MAX_TALLIES:
+                raise Refused(f"{weight} samples and {len(tallies)} metrics, at most {MAX_WEIGHT} and {MAX_TALLIES}")
+        except Refused as error:
+            return self._pass(self.participant.failed(work.work_id, str(error)), now)
+        result = Contribution(payload=payload, weight=weight, tallies=tallies, seconds=doing.seconds)
         return self._pass(self.participant.worked(work.work_id, result, now), now)
 
 
@@ -292,8 +309,8 @@ class Schedule:
     #: How many children to wait for before the first round, and for how long at most.
     wait_for: int = 1
     wait_at_most_s: float = 300.0
-    #: Whether the cloud scores every model on test sets of its own.
-    is_central: bool = False
+    #: Whether models are scored: each on the cloud's own test sets, the last one in a round of its own on the devices.
+    is_scored: bool = False
 
 
 class CloudNode(Node):
@@ -316,7 +333,8 @@ class CloudNode(Node):
         self.weights = weights
         self.version = 0
         self.history: list[dict[str, float]] = [{}]
-        self.aggregator = Aggregator(path=path, arithmetic=arithmetic)
+        self._values: dict[str, int | float | str | None] = {}
+        self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot)
 
     def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
         """Begin: the initial model is version 0."""
@@ -398,24 +416,24 @@ class CloudNode(Node):
         scores = {name: value for name, tally in outcome.tallies.items() if (value := tally.value) is not None}
         scores.pop("loss", None)
         self.history[self.version].update(scores)
-        actions.append(note("scored", version=self.version, **scores))
+        actions.append(Note(event="scored", fields={**scores, "version": self.version}))
         into = {"in": len(outcome.accepted), "of": len(outcome.accepted) + _absent(outcome)}
-        samples = sum(outcome.accepted.values())
         if outcome.kind is Kind.EVALUATE:
             self._is_over = True
-            actions.append(_metrics(outcome.round, outcome.tallies, samples, outcome.seconds, into=into))
-            return actions + self._finish_if_scored()
+            return [*actions, *self._publish(outcome, into), *self._finish_if_scored()]
         self.version += 1
         self.weights = outcome.weights
         self.history.append({})
         actions += [self._save(outcome.round), *self._score()]
-        actions.append(_metrics(outcome.round, outcome.tallies, samples, outcome.seconds, into=into))
+        actions += self._publish(outcome, into)
+        if self.version >= self._schedule.rounds and not self._schedule.is_scored:
+            return actions + self._end(None)
         return actions + self._next_round(now)
 
     def _score(self) -> list[Action]:
         """Score the current model on the cloud's own test sets, beside the rounds."""
         schedule = self._schedule
-        if not schedule.is_central:
+        if not schedule.is_scored:
             return []
         work_id = f"{schedule.run}/v{self.version}"
         self._scoring[work_id] = self.version
@@ -439,7 +457,18 @@ class CloudNode(Node):
             return []
         scores = {name: value for name, tally in tallies.items() if (value := tally.value) is not None}
         self.history[version].update(scores)
-        return [note("scored", version=version, **scores), *self._finish_if_scored()]
+        scored = Note(event="scored", fields={**scores, "version": version})
+        if self._values:
+            self._values |= scores
+            return [scored, Send(message=Metrics(values=dict(self._values))), *self._finish_if_scored()]
+        return [scored, *self._finish_if_scored()]
+
+    def _publish(self, outcome: Outcome, into: dict[str, int]) -> list[Action]:
+        """Publish a round's figures; the cloud's own scores stand beside them as they come."""
+        metrics = _metrics(outcome.round, outcome.tallies, sum(outcome.accepted.values()), outcome.seconds, into=into)
+        assert isinstance(metrics.message, Metrics)
+        self._values |= metrics.message.values
+        return [Send(message=Metrics(values=dict(self._values)))]
 
     def _finish_if_scored(self) -> list[Action]:
         return self._end(None) if self._is_over and not self._scoring else []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import Enum
 
 from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol.blobs import WINDOW, Cut, Reassembler
+from hfl_mqtt.protocol.blobs import MAX_ASK, WINDOW, Cut, Reassembler
 from hfl_mqtt.protocol.messages import (
     Decline,
     Info,
@@ -33,6 +33,9 @@ from hfl_mqtt.protocol.wire import pack_update
 from hfl_mqtt.rounds import cohort
 from hfl_mqtt.rounds.actions import Action, CancelWork, Contribution, RunOver, Send, Work, note
 
+#: A node that has heard nothing of its parent says again that it is there.
+ANNOUNCE_S = 15.0
+MAX_ANNOUNCE_S = 300.0
 PROBE_S = 5.0
 MAX_PROBE_S = 60.0
 #: Runs that ended and are remembered, so that a late call of theirs is not taken for a new run.
@@ -47,6 +50,9 @@ class Stage(Enum):
     FETCHING = "fetching"
     WORKING = "working"
     SENDING = "sending"
+
+
+_BUSY = (Stage.FETCHING, Stage.WORKING, Stage.SENDING)
 
 
 class Participant:
@@ -74,6 +80,9 @@ class Participant:
         self._upload: Cut | None = None
         self._probe_at_s: float | None = None
         self._probe_wait_s = PROBE_S
+        self._sent_s = 0.0
+        self._announce_at_s: float | None = None
+        self._announce_wait_s = ANNOUNCE_S
 
     # -------------------------------------------------------------- link
 
@@ -81,6 +90,7 @@ class Participant:
         """Announce ourselves; an upload that has no receipt goes on."""
         if self.stage is Stage.OUT:
             self.stage = Stage.JOINED
+        self._announce_at_s, self._announce_wait_s = now + ANNOUNCE_S, ANNOUNCE_S
         if self._probe_at_s is not None:
             self._probe_at_s, self._probe_wait_s = now, PROBE_S
         state = StateName.TRAINING if self.stage is Stage.WORKING else StateName.READY
@@ -111,6 +121,9 @@ class Participant:
             if known is not None:
                 self._end_run(known.run)
             return actions + self._begin(call, now)
+        if call.boot != known.boot and not (call.round == known.round and self.stage in _BUSY):
+            # It was restarted and knows nothing of what we said: its rounds count anew.
+            return self._drop("the aggregator was restarted") + self._begin(call, now)
         if call.round < known.round:
             return []
         if call.round > known.round:
@@ -123,6 +136,7 @@ class Participant:
         self._call, self._decline = call, None
         if call.phase is not Phase.OPEN:
             return []
+        self._announce_at_s = None  # the parent works with those it knows; our answer will tell it of us
         if not cohort.is_asked(call.draw, call.round, self.path):
             return [note("not_asked", run=call.run, round=round_text(call.round))]
         self.stage = Stage.FETCHING
@@ -149,13 +163,15 @@ class Participant:
         try:
             progress = self._models.add(self.parent, part, now)
         except Malformed as error:
+            if self._is_fetching(part.blob) and not self._models.is_open(self.parent, part.blob):
+                self._probe_at_s, self._probe_wait_s = now + PROBE_S, PROBE_S
             return [note("malformed", sender=self.parent, reason=str(error))]
         if progress.blob is None:
-            if self.stage is Stage.FETCHING and self._wanted_blob() == part.blob:
+            if self._is_fetching(part.blob):
                 self._probe_at_s = None  # the reassembler now asks for what is missing
             return []
         self._model = (part.blob, progress.blob)
-        if self.stage is Stage.FETCHING and self._wanted_blob() == part.blob:
+        if self._is_fetching(part.blob):
             return self._work(progress.blob)
         return []
 
@@ -165,13 +181,17 @@ class Participant:
             return [note("receipt_out_of_place", round=round_text(receipt.round))]
         self._end_upload()
         event = "accepted" if receipt.accepted else "refused"
-        return [note(event, run=call.run, round=round_text(call.round), reason=receipt.reason)]
+        said = {"run": call.run, "round": round_text(call.round), "kind": call.plan.kind.value}
+        return [note(event, **said, reason=receipt.reason)]
 
     def _hear_want(self, want: Want, now: float) -> list[Action]:
         if self._upload is None or want.blob != self._upload.digest:
             return []
-        self._probe_at_s, self._probe_wait_s = now + PROBE_S, PROBE_S
-        return self._send_parts([index for index in want.parts if index < self._upload.count])
+        # On a slow link the next want takes about as long as this one did; a probe before it would stand in its way.
+        wait_s = max(PROBE_S, 2 * (now - self._sent_s), self._probe_wait_s / 2)
+        self._probe_wait_s = min(wait_s, MAX_PROBE_S)
+        self._probe_at_s, self._sent_s = now + self._probe_wait_s, now
+        return self._send_parts(sorted(index for index in set(want.parts) if index < self._upload.count))
 
     # -------------------------------------------------------------- from the work
 
@@ -191,7 +211,7 @@ class Participant:
         )
         self._upload = Cut.of(pack_update(update))
         self.stage = Stage.SENDING
-        self._probe_at_s, self._probe_wait_s = now + PROBE_S, PROBE_S
+        self._probe_at_s, self._probe_wait_s, self._sent_s = now + PROBE_S, PROBE_S, now
         sent = self._send_parts(range(min(WINDOW, self._upload.count)))
         return [*sent, self._state(StateName.READY)]
 
@@ -206,19 +226,27 @@ class Participant:
 
     def tick(self, now: float) -> list[Action]:
         """Ask again, or probe, where nothing has come for long enough."""
-        actions: list[Action] = []
-        for ask in self._models.tick(now):
-            if self.stage is Stage.FETCHING and ask.blob == self._wanted_blob():
-                actions.append(Send(message=WantModel(blob=ask.blob, parts=ask.parts)))
-            else:
-                self._models.drop(self.parent, ask.blob)
+        # A model that nobody called for yet is kept, and not asked for: its call stands in line behind it.
+        actions: list[Action] = [
+            Send(message=WantModel(blob=ask.blob, parts=ask.parts))
+            for ask in self._models.tick(now)
+            if self._is_fetching(ask.blob)
+        ]
+        wanted = self._call.model.blob if self._call is not None else ""
+        if self._probe_at_s is None and self._is_fetching(wanted) and not self._models.is_open(self.parent, wanted):
+            self._probe_at_s, self._probe_wait_s = now, PROBE_S  # it grew too old; begin again
+        if self._announce_at_s is not None and now >= self._announce_at_s:
+            self._announce_wait_s = min(self._announce_wait_s * 2, MAX_ANNOUNCE_S)
+            self._announce_at_s = now + self._announce_wait_s
+            actions.append(self._state(StateName.READY))
         if self._probe_at_s is None or now < self._probe_at_s:
             return actions
         self._probe_wait_s = min(self._probe_wait_s * 2, MAX_PROBE_S)
         self._probe_at_s = now + self._probe_wait_s
         if self.stage is Stage.FETCHING and self._call is not None:
             manifest: Manifest = self._call.model
-            actions.append(Send(message=WantModel(blob=manifest.blob, parts=tuple(range(min(manifest.parts, 64))))))
+            parts = self._models.missing(self.parent, manifest.blob) or tuple(range(min(manifest.parts, MAX_ASK)))
+            actions.append(Send(message=WantModel(blob=manifest.blob, parts=parts)))
         elif self.stage is Stage.SENDING:
             actions += self._send_parts([0])
         else:
@@ -228,7 +256,8 @@ class Participant:
     @property
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next."""
-        return min((at for at in (self._probe_at_s, self._models.next_deadline) if at is not None), default=None)
+        moments = (self._probe_at_s, self._announce_at_s, self._models.next_deadline)
+        return min((moment for moment in moments if moment is not None), default=None)
 
     @property
     def call(self) -> RoundCall | None:
@@ -256,7 +285,7 @@ class Participant:
 
     def _drop(self, why: str) -> list[Action]:
         call, stage = self._call, self.stage
-        if stage in (Stage.OUT, Stage.JOINED) or call is None:
+        if stage not in _BUSY or call is None:
             return []
         self._end_upload()
         where = {"run": call.run, "round": round_text(call.round)}
@@ -302,8 +331,8 @@ class Participant:
             for index in indices
         ]
 
-    def _wanted_blob(self) -> str | None:
-        return self._call.model.blob if self._call is not None else None
+    def _is_fetching(self, blob: str) -> bool:
+        return self.stage is Stage.FETCHING and self._call is not None and self._call.model.blob == blob
 
     @staticmethod
     def _work_id(call: RoundCall) -> str:

@@ -8,11 +8,20 @@ from dataclasses import dataclass
 from hfl_mqtt.protocol.messages import Tier
 
 
+def share_of(count: int, fraction: float) -> int:
+    """Return a fraction of a count, rounded up, never below 1.
+
+    >>> share_of(100, 0.07), share_of(3, 0.5), share_of(0, 0.5)
+    (7, 2, 1)
+    """
+    return max(1, math.ceil(fraction * count - 1e-9))  # 0.07 * 100 is 7.000000000000001
+
+
 def quorum_of(tier: Tier, asked: int) -> int:
     """Return how many updates a round needs: a count as it is, a share of those asked rounded up, never below 1."""
     if isinstance(tier.quorum, int) and not isinstance(tier.quorum, bool):
         return tier.quorum
-    return max(1, math.ceil(tier.quorum * asked))
+    return share_of(asked, tier.quorum)
 
 
 @dataclass(slots=True)

@@ -59,6 +59,7 @@ CALL = RoundCall(
         seed=9,
     ),
     model=MANIFEST,
+    boot=4,
 )
 #: By name: a message, and the node whose topic it stands on.
 MESSAGES: dict[str, tuple[Message, str]] = {

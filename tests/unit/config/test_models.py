@@ -247,8 +247,8 @@ WRONG = {
     ),
     "a demo with too few clients": (
         "role: demo",
-        "clients: 2\ntiers: [{open_for: 5 min}, {quorum: 3}]",
-        ["11:37 tiers[1].quorum: 3 must answer, but there are only 2"],
+        "clients: 2\nfarms: 3",
+        ["2:10 clients: 2 devices do not fill 3 farms: each needs one"],
     ),
 }
 

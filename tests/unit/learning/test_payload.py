@@ -137,6 +137,8 @@ def test_a_forged_payload_that_is_right_is_read() -> None:
         (b"\x07", "not a payload of version 1"),
         (forge(PAIR, NUMBERS, v=2), "not a payload of version 1"),
         (forge(PAIR, NUMBERS, codec="int8"), "coded in 'int8', asked was 'raw'"),
+        (forge(PAIR, NUMBERS, codec=7), "names no codec"),
+        (b"\x82\xa1v\x01\xa5codec" + b"\x91" * 100 + b"\x90", "names no codec"),
         (forge(7), "no tensors"),
         (forge([7]), "a tensor is not"),
         (forge([["w", "f4", [2]]]), "a tensor is not"),
@@ -208,6 +210,15 @@ def test_a_map_that_never_ends_is_refused_at_its_bound() -> None:
     nested = b"\x81\xa1v" + ten_thousand + (ten_thousand + b"\x90" * 10_000) * (MAX_HEADER // 10_000)
     with pytest.raises(Refused, match="not a payload: OutOfData"):
         decode_unknown(nested, parse("raw"), 10**9)
+
+
+@pytest.mark.parametrize("key", [b"\xa1v", b"\xa5codec", b"\xa7tensors"])
+@pytest.mark.parametrize("depth", [500, 1020, 1500, 100_000])
+def test_lists_in_lists_in_lists_are_refused(key: bytes, depth: int) -> None:
+    fields = {b"\xa1v": b"\x01", b"\xa5codec": b"\xa3raw", b"\xa7tensors": b"\x90"}
+    fields[key] = b"\x91" * depth + b"\x90"
+    with pytest.raises(Refused):
+        decode_unknown(b"\x83" + b"".join(name + value for name, value in fields.items()), parse("raw"), 1000)
 
 
 def test_a_header_too_large_to_be_read_is_not_written() -> None:

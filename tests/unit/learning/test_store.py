@@ -157,6 +157,13 @@ def test_one_damaged_copy_of_the_counter_costs_nothing(tmp_path: Path, content: 
         assert next_boot(tmp_path, "n") == before + 1
 
 
+def test_the_higher_copy_of_the_counter_counts(tmp_path: Path) -> None:
+    for name, other in (("n.boot", "n.boot-copy"), ("n.boot-copy", "n.boot")):
+        write_text(tmp_path / name, "50\n")
+        write_text(tmp_path / other, "40\n")
+        assert next_boot(tmp_path, "n") == 51
+
+
 def test_a_counter_lost_altogether_goes_on_far_above_any_number_of_starts(tmp_path: Path) -> None:
     next_boot(tmp_path, "n")
     for name in ("n.boot", "n.boot-copy"):

@@ -14,7 +14,6 @@ from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.strategies import MAX_WEIGHT, FedAvg, FixedPointSum
 from hfl_mqtt.learning.weights import digest
 
-
 #: The same examples every time, and no clock on a busy machine.
 CALM = settings(deadline=None, derandomize=True)
 
@@ -187,6 +186,13 @@ def test_a_sum_up_to_its_last_unit_is_right() -> None:
     largest = float(np.nextafter(2.0**31, 0))
     total.add({"w": np.array([largest])}, 1)
     assert FedAvg().apply({"w": np.array([0.0])}, total)["w"][0] == largest
+
+
+def test_a_weighted_delta_is_rounded_to_the_nearest_unit() -> None:
+    unit = 2.0**-32
+    for units, rounded in ((1.75, 2), (-1.75, -2), (0.25, 0)):
+        found = averaged({"w": np.array([0.0])}, ({"w": np.array([units * unit])}, 1))
+        assert found["w"][0] == rounded * unit
 
 
 def test_halves_that_would_become_infinite_are_refused() -> None:

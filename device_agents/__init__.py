@@ -1,0 +1,1 @@
+"""What runs on a board: the client role with the vitals of the hardware."""

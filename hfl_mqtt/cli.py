@@ -1,0 +1,162 @@
+"""The command line, `hfl ...`. Each command imports what it needs, so that an edge starts at once and stays small."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hfl_mqtt.errors import HflError
+
+app = typer.Typer(
+    name="hfl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Hierarchical federated learning over MQTT: a cloud, edges and devices, each on its own broker.",
+    epilog="Try it: hfl demo. Exit codes: 2 configuration, 3 task, 4 broker, 5 a run without result, 1 anything else.",
+)
+brokers_app = typer.Typer(no_args_is_help=True, help="What Mosquitto runs on.")
+app.add_typer(brokers_app, name="brokers")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The role's YAML; see configs/ for examples.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the journal has it all.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@app.command(epilog="Example: hfl cloud --config configs/cloud.yaml")
+def cloud(config: Config, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Run the cloud: wait for the edges, run all rounds, save the model, and end."""
+    from hfl_mqtt.config.models import CloudConfig
+    from hfl_mqtt.config.roles import load_role
+    from hfl_mqtt.ops.cloud import run_cloud
+
+    run_cloud(load_role(config, CloudConfig), quiet=quiet, as_json=as_json)
+
+
+@app.command(epilog="Example: hfl edge --config configs/edge.yaml")
+def edge(config: Config, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Run a farm's edge: aggregate its devices whenever the cloud calls, until stopped."""
+    from hfl_mqtt.config.models import EdgeConfig
+    from hfl_mqtt.config.roles import load_role
+    from hfl_mqtt.ops.serve import serve
+    from hfl_mqtt.roles import edge as role
+
+    settings = load_role(config, EdgeConfig)
+    serve(lambda record: role.make(settings, record), settings.journal_path(), quiet=quiet, as_json=as_json)
+
+
+@app.command(epilog="Example: hfl client --config configs/client.yaml. With a board's vitals: python -m device_agents")
+def client(config: Config, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Run one device, or several in one process, until stopped."""
+    from hfl_mqtt.config.models import ClientConfig
+    from hfl_mqtt.config.roles import load_role
+    from hfl_mqtt.ops.serve import serve
+    from hfl_mqtt.roles import client as role
+
+    settings = load_role(config, ClientConfig)
+    journal = settings.state_path(settings.devices[0]) / "journal.jsonl"
+    serve(lambda record: role.make(settings, record), journal, quiet=quiet, as_json=as_json)
+
+
+@app.command(epilog="Example: hfl check configs/client.yaml")
+def check(
+    files: Annotated[list[Path], typer.Argument(help="YAML files of any role, or site files.")], as_json: Json = False
+) -> None:
+    """Check configuration files: every mistake of every file, each with its line and column."""
+    from hfl_mqtt.ops.check import check_files
+
+    raise typer.Exit(check_files(files, as_json=as_json))
+
+
+@app.command(epilog="Example: hfl watch --federation fed1 --host 127.0.0.1 --password-file secrets/viewer")
+def watch(
+    federation: Annotated[str, typer.Option("--federation", "-f", help="The federation's name.")],
+    host: Annotated[str, typer.Option(help="A broker of the federation; the cloud's sees everything.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 1883,
+    user: Annotated[str, typer.Option(help="An account that may read hfl/#.")] = "viewer",
+    password_file: Annotated[
+        Optional[Path], typer.Option(help="File that holds the password and nothing else.")  # noqa: UP045  (typer)
+    ] = None,
+    password_env: Annotated[
+        Optional[str], typer.Option(help="Environment variable that holds it.")  # noqa: UP045  (typer)
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON and end.")] = False,
+) -> None:
+    """Show every node live: state, round, metric, bytes, age; from the retained JSON topics."""
+    from hfl_mqtt.config.sections import BrokerConfig
+    from hfl_mqtt.ops.watch import watch as look
+
+    given = {"password_file": password_file, "password_env": password_env}
+    broker = BrokerConfig.model_validate({"host": host, "port": port, **{k: v for k, v in given.items() if v}})
+    look(broker.account(user), federation, once=once, as_json=as_json)
+
+
+@brokers_app.command(epilog="Example: hfl brokers render brokers/site.yaml --out my-brokers")
+def render(
+    site: Annotated[Path, typer.Argument(help="The site file; see brokers/site.yaml.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to; passwords there are kept.")],
+    example: Annotated[
+        bool, typer.Option("--example", help="Write CHANGE-ME for every secret and no password files.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write configuration, ACL and password file of the cloud's broker and of every farm's."""
+    from hfl_mqtt.ops.render import render_site
+
+    render_site(site, out, example=example, as_json=as_json)
+
+
+@app.command(epilog="Examples: hfl demo --seed 3 --out result; hfl demo --task mnist --data-dir data; hfl demo --hold")
+def demo(
+    config: Annotated[
+        Optional[Path], typer.Option("--config", "-c", help="YAML with `role: demo`; options below override it.")  # noqa: UP045  (typer)
+    ] = None,
+    task: Annotated[Optional[str], typer.Option(help="soil-moisture (default) or mnist.")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="Equal seeds give equal models.", min=0)] = None,  # noqa: UP045
+    rounds: Annotated[Optional[int], typer.Option(help="Global rounds.", min=1)] = None,  # noqa: UP045
+    farms: Annotated[Optional[int], typer.Option(help="Farms, each with its broker and its edge.", min=1)] = None,  # noqa: UP045
+    clients: Annotated[Optional[int], typer.Option(help="Devices in all.", min=1)] = None,  # noqa: UP045
+    data_dir: Annotated[Optional[Path], typer.Option(help="Folder of the data, for mnist.")] = None,  # noqa: UP045
+    out: Annotated[
+        Optional[Path], typer.Option("--out", "-o", help="Folder for summary.json, journal, model and plot.")  # noqa: UP045
+    ] = None,
+    hold: Annotated[bool, typer.Option("--hold", help="Keep brokers and nodes up at the end, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
+) -> None:
+    """Run a whole federation on this machine: real bridged brokers, real data, live progress, a result."""
+    from hfl_mqtt.ops.demo import Wishes, run_demo
+
+    wishes = Wishes(
+        config=config,
+        task=task,
+        seed=seed,
+        rounds=rounds,
+        farms=farms,
+        clients=clients,
+        data_dir=data_dir,
+        out=out,
+        hold=hold,
+        as_json=as_json,
+    )
+    run_demo(wishes)
+
+
+def main() -> None:
+    """Run the command line; the entry point `hfl`."""
+    try:
+        app()
+    except HflError as error:
+        sys.stderr.write(f"hfl: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("hfl: interrupted\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
