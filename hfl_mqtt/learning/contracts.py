@@ -49,8 +49,8 @@ class Task(ABC):
     """A model, its data, its loss and its metric. Subclasses are registered under `hfl_mqtt.tasks`.
 
     A task is made once per process from the `options` under `task:` in YAML. A data set is a pair of tensors
-    `(inputs, targets)` of equal first dimension, or a map-style torch `Dataset` of such examples. Data sets are cached by
-    the caller per client. Where `train` and `evaluate` are not overridden, the trainer's own SGD loop is used.
+    `(inputs, targets)` of equal first dimension, or a map-style torch `Dataset` of such examples. Data sets are cached
+    by the caller per client. Where `train` and `evaluate` are not overridden, the trainer's own SGD loop is used.
     """
 
     #: Filled in by subclasses.

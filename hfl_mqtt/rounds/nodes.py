@@ -333,6 +333,7 @@ class CloudNode(Node):
         self.weights = weights
         self.version = 0
         self.history: list[dict[str, float]] = [{}]
+        self._central: dict[str, float] = {}
         self._values: dict[str, int | float | str | None] = {}
         self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot)
 
@@ -458,6 +459,7 @@ class CloudNode(Node):
         scores = {name: value for name, tally in tallies.items() if (value := tally.value) is not None}
         self.history[version].update(scores)
         scored = Note(event="scored", fields={**scores, "version": version})
+        self._central |= scores
         if self._values:
             self._values |= scores
             return [scored, Send(message=Metrics(values=dict(self._values))), *self._finish_if_scored()]
@@ -467,7 +469,7 @@ class CloudNode(Node):
         """Publish a round's figures; the cloud's own scores stand beside them as they come."""
         metrics = _metrics(outcome.round, outcome.tallies, sum(outcome.accepted.values()), outcome.seconds, into=into)
         assert isinstance(metrics.message, Metrics)
-        self._values |= metrics.message.values
+        self._values = {**self._central, **metrics.message.values}
         return [Send(message=Metrics(values=dict(self._values)))]
 
     def _finish_if_scored(self) -> list[Action]:

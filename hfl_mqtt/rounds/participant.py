@@ -93,8 +93,7 @@ class Participant:
         self._announce_at_s, self._announce_wait_s = now + ANNOUNCE_S, ANNOUNCE_S
         if self._probe_at_s is not None:
             self._probe_at_s, self._probe_wait_s = now, PROBE_S
-        state = StateName.TRAINING if self.stage is Stage.WORKING else StateName.READY
-        return [Send(message=self._info), self._state(state)]
+        return [Send(message=self._info), self._state(self._state_name)]
 
     # -------------------------------------------------------------- from the parent
 
@@ -238,7 +237,7 @@ class Participant:
         if self._announce_at_s is not None and now >= self._announce_at_s:
             self._announce_wait_s = min(self._announce_wait_s * 2, MAX_ANNOUNCE_S)
             self._announce_at_s = now + self._announce_wait_s
-            actions.append(self._state(StateName.READY))
+            actions.append(self._state(self._state_name))
         if self._probe_at_s is None or now < self._probe_at_s:
             return actions
         self._probe_wait_s = min(self._probe_wait_s * 2, MAX_PROBE_S)
@@ -337,6 +336,10 @@ class Participant:
     @staticmethod
     def _work_id(call: RoundCall) -> str:
         return f"{call.run}/{round_text(call.round)}"
+
+    @property
+    def _state_name(self) -> StateName:
+        return StateName.TRAINING if self.stage is Stage.WORKING else StateName.READY
 
     def _state(self, state: StateName) -> Send:
         return Send(message=State(state=state, boot=self._boot))
