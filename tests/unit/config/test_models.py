@@ -248,7 +248,7 @@ WRONG = {
     "a demo with too few clients": (
         "role: demo",
         "clients: 2\nfarms: 3",
-        ["2:10 clients: 2 devices do not fill 3 farms: each needs one"],
+        ["10:10 clients: 2 devices do not fill 3 farms: each needs one"],
     ),
 }
 

@@ -1,0 +1,53 @@
+"""The README is a contract: its commands exist and run, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hfl_mqtt.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line.partition("    #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+#: These run until they are stopped and need brokers; tests/broker runs them as processes.
+LONG = {"cloud", "edge", "client", "demo", "watch"}
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("hfl ")])
+def test_every_hfl_command_of_the_readme_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)[1:]
+    words = [str(tmp_path / word) if word == "my-brokers" else word for word in words]
+    if words[0] in LONG:
+        # Its file is right for its role, and its options exist.
+        files = [word for word in words if word.endswith(".yaml")]
+        assert CliRunner().invoke(app, ["check", *files]).exit_code == 0
+        words = [words[0], "--help"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)", README)) - {"where"}))
+def test_every_make_target_of_the_readme_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", sorted(set(re.findall(r"^\| `(--[a-z-]+)", README, re.MULTILINE))))
+def test_every_option_that_the_readme_names_is_an_option_of_the_demo(option: str) -> None:
+    assert option in CliRunner().invoke(app, ["demo", "--help"]).output
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_every_link_of_the_readme_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_ci_calls_the_commands_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert {"make check", "make test"} <= set(script.splitlines())
