@@ -8,19 +8,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
 
 from hfl_mqtt.config.models import DemoConfig
 from hfl_mqtt.config.roles import load_role
-from hfl_mqtt.config.sections import TaskConfig
+from hfl_mqtt.config.wording import KeyPath, explain
 from hfl_mqtt.errors import ConfigError, RunFailed
 from hfl_mqtt.ops import report
 from hfl_mqtt.ops.baselines import Alone, Baselines
@@ -31,6 +32,7 @@ from hfl_mqtt.ops.scenario import Scenario, scenario
 
 #: How long nodes may take to leave, and baselines to be ready after the run.
 LEAVE_S, BASELINES_S = 5.0, 150.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +65,13 @@ class Wishes:
             "data_dir": self.data_dir,
         }
         if self.task is not None:
-            given["task"] = TaskConfig(name=self.task)
+            given["task"] = {"name": self.task}
         wanted = {**{name: getattr(base, name) for name in base.model_fields_set}, **_given(given)}
         try:
             return DemoConfig.model_validate(wanted)
-        except ValueError as error:
-            raise ConfigError(f"these options do not go together: {error}") from None
+        except ValidationError as error:
+            mistakes = explain(error, DemoConfig, wanted, lambda _path: None)
+            raise ConfigError("; ".join(f"{_option(each.path)}: {each.text}" for each in mistakes)) from None
 
 
 def run_demo(wishes: Wishes) -> None:
@@ -79,11 +82,16 @@ def run_demo(wishes: Wishes) -> None:
         KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is left running.
     """
     plan = scenario(wishes.to_config())
+    _check(plan)
     console = Console(stderr=wishes.as_json)
     if wishes.out is not None:
-        wishes.out.mkdir(parents=True, exist_ok=True)
-    with _terminate_as_interrupt(), tempfile.TemporaryDirectory(prefix="hfl-demo-") as directory:
-        _Demo(plan, wishes, console, Path(directory)).run()
+        _make_folder(wishes.out)
+    with _signals_as_interrupt(), tempfile.TemporaryDirectory(prefix="hfl-demo-") as directory:
+        try:
+            _Demo(plan, wishes, console, Path(directory)).run()
+        except KeyboardInterrupt:
+            console.print("Interrupted: everything was stopped.")
+            raise
 
 
 class _Demo:
@@ -103,16 +111,18 @@ class _Demo:
                 f"Starting {1 + len(run.farms)} Mosquitto brokers, 1 cloud, {len(run.farms)} edges and "
                 f"{len(run.clients)} devices on {run.task['name']} ..."
             )
-            self._federation.start_brokers()
-            viewer = Viewer(self._federation.account("viewer"), run.federation, self._wake.set)
-            stack.callback(viewer.close)
-            viewer.open()
+            with _signals_held_back():
+                self._federation.start_brokers()
+                viewer = Viewer(self._federation.account("viewer"), run.federation, self._wake.set)
+                stack.callback(viewer.close)
+                viewer.open()
             self._print_explorer()
-            baselines = Baselines(self._plan) if self._plan.has_alone else None
-            if baselines is not None:
-                stack.callback(baselines.close)
-                baselines.start()
-            self._federation.start_nodes()
+            with _signals_held_back():
+                baselines = Baselines(self._plan) if self._plan.has_alone else None
+                if baselines is not None:
+                    stack.callback(baselines.close)
+                    baselines.start()
+                self._federation.start_nodes()
             self._follow(viewer.fleet)
             seconds = time.monotonic() - started_s
             alone = self._alone(baselines)
@@ -133,7 +143,8 @@ class _Demo:
             with Live(console=self._console, refresh_per_second=4, transient=False) as live:
                 while self._federation.check_cloud() is None:
                     self._look(fleet)
-                    live.update(table(fleet, time.monotonic(), title=self._title(fleet)))
+                    most = max(8, self._console.height - 8)
+                    live.update(table(fleet, time.monotonic(), title=self._title(fleet), most=most))
             return
         while self._federation.check_cloud() is None:
             if self._look(fleet):
@@ -268,26 +279,70 @@ class _Demo:
         return path.read_text(errors="replace")[-600:].strip() or "empty"
 
     def _stop(self) -> None:
-        """End everything, whatever else the keyboard says meanwhile."""
-        kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            self._federation.stop()
-        finally:
-            signal.signal(signal.SIGINT, kept)
+        """End everything; from here to the end of the demo nothing interrupts."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        self._federation.stop()
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def _signals_as_interrupt() -> Iterator[None]:
     """Let SIGTERM unwind as Ctrl-C does, so that nothing is left running."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    kept = signal.signal(signal.SIGTERM, interrupt)
+    with _handled_by(interrupt):
+        yield
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block: nobody would know a child whose start they cut short."""
+    caught: list[int] = []
+    with _handled_by(lambda number, _frame: caught.append(number)):
+        yield
+    if caught:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    kept = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, kept)
+        for number, before in kept.items():
+            signal.signal(number, before)
+
+
+def _check(plan: Scenario) -> None:
+    """Say now what a federation would only find out over and over in every process.
+
+    Raises:
+        ConfigError: a farm has no device.
+        TaskError: the data is not there and cannot be fetched.
+    """
+    run = plan.run
+    empty = [farm.name for farm in run.farms if not farm.devices]
+    if empty:
+        raise ConfigError(f"{len(run.clients)} devices do not fill {len(run.farms)} farms: each needs one")
+    if run.task["name"] == "mnist":  # soil-moisture brings its data
+        from hfl_mqtt.learning.tasks import load_task
+
+        with redirect_stdout(sys.stderr):  # a download tells its progress
+            load_task(None, dict(run.task)).train_data(dict(run.farms[0].devices[0].data))
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: cannot make the folder {path}: {error.strerror}") from None
+
+
+def _option(path: KeyPath) -> str:
+    return f"--{path[0]}".replace("_", "-") if path else "these options"
 
 
 def _rounds_closed(fleet: Fleet, at_most: int) -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from hfl_mqtt.errors import BrokerError, Malformed
 from hfl_mqtt.protocol.messages import Info, Manifest, Metrics, Phase, RoundCall, State, StateName, round_text
-from hfl_mqtt.protocol.topics import Channel, viewer_filter
+from hfl_mqtt.protocol.topics import Channel, parent, viewer_filter
 from hfl_mqtt.protocol.wire import decode
 from hfl_mqtt.transport.link import Account, Arrived, Down, LinkEvent, Up
 from hfl_mqtt.transport.mqtt import MqttLink
@@ -122,33 +125,58 @@ class Fleet:
 
 
 def table(fleet: Fleet, now: float, *, title: str | None = None, most: int = 60) -> Table:
-    """Return the live table."""
-    shown = Table(title=title, title_justify="left", expand=False, pad_edge=False)
-    for name, justify in (("node", "left"), ("state", "left"), ("round", "left"), ("in", "right")):
-        shown.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for name in ("score", "loss", "up", "down", "age"):
+    """Return the live table, of `most` rows; where there are more nodes, the devices of a farm share a row."""
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("node", "state", "round"):
+        shown.add_column(name, no_wrap=True)
+    for name in ("in", "score", "loss", "up", "down", "age"):
         shown.add_column(name, justify="right", no_wrap=True)
     nodes = fleet.nodes()
-    for view in nodes[:most]:
-        metrics = view.metrics
-        depth = view.path.count("/")
-        name = "  " * depth + view.path.rpartition("/")[2]
-        state = f"[{_STYLE[view.state]}]{view.state.value}[/]" if view.state else "?"
-        scores = "  ".join(f"{key} {value:.4f}" for key, value in view.scores.items())
-        shown.add_row(
-            name,
-            state,
-            _round(view),
-            f"{metrics['in']}/{metrics['of']}" if "in" in metrics else "",
-            scores,
-            _number(metrics.get("loss")),
-            size(metrics.get("up_bytes")),
-            size(metrics.get("down_bytes")),
-            f"{now - view.seen_s:.0f} s",
-        )
-    if len(nodes) > most:
-        shown.add_row(f"... and {len(nodes) - most} more", *[""] * 8)
+    if len(nodes) <= most:
+        rows = [_row(view, now) for view in nodes]
+    else:
+        above = {parent(view.path) for view in nodes}
+        rows = []
+        for view in nodes:
+            if view.path in above or view.call is not None:
+                rows.append(_row(view, now))
+                leaves = [leaf for leaf in nodes if parent(leaf.path) == view.path and leaf.path not in above]
+                rows += [_folded(leaves, now)] if leaves else []
+    for row in rows[:most]:
+        shown.add_row(*row)
+    if len(rows) > most:
+        shown.add_row(f"... and {len(rows) - most} more", *[""] * 8)
     return shown
+
+
+def _row(view: NodeView, now: float) -> list[str]:
+    metrics = view.metrics
+    return [
+        escape("  " * view.path.count("/") + view.path.rpartition("/")[2]),
+        f"[{_STYLE[view.state]}]{view.state.value}[/]" if view.state else "?",
+        escape(_round(view)),
+        escape(f"{metrics['in']}/{metrics['of']}") if "in" in metrics and "of" in metrics else "",
+        escape("  ".join(f"{name} {value:.4f}" for name, value in view.scores.items())),
+        _number(metrics.get("loss")),
+        size(metrics.get("up_bytes")),
+        size(metrics.get("down_bytes")),
+        f"{now - view.seen_s:.0f} s",
+    ]
+
+
+def _folded(leaves: list[NodeView], now: float) -> list[str]:
+    states = Counter(view.state for view in leaves if view.state is not None)
+    said = "  ".join(f"[{_STYLE[state]}]{count} {state.value}[/]" for state, count in sorted(states.items(), key=str))
+    return [
+        "  " * leaves[0].path.count("/") + f"{len(leaves)} devices",
+        said or "?",
+        "",
+        "",
+        "",
+        "",
+        *(size(sum(_integer(view.metrics.get(name)) for view in leaves)) for name in ("up_bytes", "down_bytes")),
+        f"{now - max(view.seen_s for view in leaves):.0f} s",
+    ]
 
 
 def size(count: Any) -> str:
@@ -224,3 +252,7 @@ def _round(view: NodeView) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else ""
+
+
+def _integer(value: Any) -> int:
+    return value if isinstance(value, int) else 0

@@ -39,7 +39,8 @@ def watch(account: Account, federation: str, *, once: bool, as_json: bool, wait_
             return
         with Live(console=Console(), refresh_per_second=4, screen=False) as live:
             while viewer.failure is None:
-                live.update(table(viewer.fleet, time.monotonic(), title=f"federation {federation}"))
+                most = max(8, live.console.height - 6)
+                live.update(table(viewer.fleet, time.monotonic(), title=f"federation {federation}", most=most))
                 arrived.wait(1.0)
                 arrived.clear()
     finally:
