@@ -6,8 +6,8 @@ import json
 from contextlib import ExitStack
 from typing import Any
 
+from hfl_mqtt import files
 from hfl_mqtt.config.models import CloudConfig
-from hfl_mqtt.learning import store
 from hfl_mqtt.ops.journal import Journal
 from hfl_mqtt.ops.serve import echo_line
 from hfl_mqtt.roles import cloud as role
@@ -34,7 +34,7 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
         result = role.run(config, journal, during=during)
     if result is None:
         return
-    store.write_text(out / SUMMARY, json.dumps(_summary(config, result), indent=2) + "\n")
+    files.write_text(out / SUMMARY, json.dumps(_summary(config, result), indent=2) + "\n")
     if not quiet and not as_json:
         scores = "  ".join(f"{name} {value:.5g}" for name, value in result.history[-1].items())
         echo_line(f"{result.rounds} rounds in {result.seconds:.1f} s; {scores}; the model lies in {result.model}")

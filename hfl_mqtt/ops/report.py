@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hfl_mqtt.learning import store
+from hfl_mqtt import files
 from hfl_mqtt.ops import journal
 from hfl_mqtt.ops.fleet import NodeView, size
 
@@ -134,10 +135,10 @@ def write(report: Report, out_dir: Path, journals: Sequence[Path]) -> None:
     """
     shutil.copyfile(report.model, out_dir / MODEL)
     records = sorted((record for path in journals for record in journal.read(path)), key=lambda r: str(r.get("at")))
-    store.write_text(out_dir / JOURNAL, "".join(json.dumps(record) + "\n" for record in records))
-    plot(report, out_dir / PLOT)
+    files.write_text(out_dir / JOURNAL, "".join(json.dumps(record) + "\n" for record in records))
     summary = {**report.as_json(), "model": str(out_dir / MODEL)}
-    store.write_text(out_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    files.write_text(out_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    plot(report, out_dir / PLOT)
 
 
 def plot(report: Report, path: Path) -> None:
@@ -177,7 +178,7 @@ def plot(report: Report, path: Path) -> None:
 def show(report: Report, console: Console) -> None:
     """Print the result for a person."""
     scores = report.scores
-    result = Table(title=f"{report.task}, {scores.name}", title_justify="left")
+    result = Table(title=f"{report.task}, {scores.name}", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", "federated", "trained alone", "persistence"):
         result.add_column(name, justify="left" if not name else "right")
     own = "later days, same stations" if scores.persistence is not None else "result"

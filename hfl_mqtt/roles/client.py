@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from hfl_mqtt import __version__
 from hfl_mqtt.config.models import ClientConfig, DeviceConfig
-from hfl_mqtt.learning.store import next_boot
+from hfl_mqtt.files import next_boot
 from hfl_mqtt.protocol.messages import Info, Metrics
 from hfl_mqtt.protocol.topics import parent
 from hfl_mqtt.roles.process import Process, Record
@@ -17,7 +17,7 @@ from hfl_mqtt.roles.workshop import Workshop
 from hfl_mqtt.rounds.actions import Note, Send
 from hfl_mqtt.rounds.nodes import ClientNode
 
-#: How often a board with vitals publishes them between rounds.
+#: How often a board with vitals publishes them between rounds, unless told otherwise.
 VITALS_EVERY_S = 60.0
 
 
@@ -27,6 +27,7 @@ def make(
     *,
     hardware: str | None = None,
     vitals: Callable[[], MetricValues] | None = None,
+    vitals_every_s: float = VITALS_EVERY_S,
 ) -> Process:
     """Put the process of one or several clients together; `Process.hold` runs it.
 
@@ -35,6 +36,7 @@ def make(
         record: takes every note, and what the training process prints.
         hardware: what the board says it is.
         vitals: further figures beside the metrics, also published between rounds.
+        vitals_every_s: how often they are.
 
     Raises:
         ConfigError: a password cannot be read.
@@ -57,12 +59,13 @@ def make(
         extra=vitals,
     )
     for device in config.devices:
-        process.add(_runner(config, device, process, hardware, has_vitals=vitals is not None))
+        runner = _runner(config, device, process, hardware, vitals_every_s if vitals is not None else None)
+        process.add(runner)
     return process
 
 
 def _runner(
-    config: ClientConfig, device: DeviceConfig, process: Process, hardware: str | None, *, has_vitals: bool
+    config: ClientConfig, device: DeviceConfig, process: Process, hardware: str | None, vitals_every_s: float | None
 ) -> Runner:
     boot = next_boot(config.state_path(device), device.name)
     info = Info(
@@ -80,10 +83,12 @@ def _runner(
         process,
         keepalive_s=int(config.broker.keepalive),
         session_expiry_s=int(config.broker.session_expiry),
-        housekeeping=_publish_vitals if has_vitals else None,
-        every_s=VITALS_EVERY_S,
+        housekeeping=_publish_vitals if vitals_every_s is not None else None,
+        every_s=vitals_every_s or VITALS_EVERY_S,
     )
 
 
 def _publish_vitals(shell: Shell) -> None:
-    shell.perform([Send(message=Metrics(values=dict(shell.last_metrics)))])
+    # Only once all earlier words have arrived: a week without a broker shall not pile up ten thousand old readings.
+    if not shell.link.pending:
+        shell.perform([Send(message=Metrics(values=dict(shell.last_metrics)))])

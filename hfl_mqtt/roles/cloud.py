@@ -12,6 +12,7 @@ from pathlib import Path
 from hfl_mqtt import __version__
 from hfl_mqtt.config.models import CloudConfig
 from hfl_mqtt.errors import RunFailed, TaskError
+from hfl_mqtt.files import next_boot
 from hfl_mqtt.learning import store
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.learning.contracts import Weights
@@ -49,12 +50,16 @@ def run(config: CloudConfig, record: Record, *, during: Callable[[Process], None
         during: called with the process before anything starts, e.g. to let signals stop it.
 
     Raises:
+        ConfigError: the password cannot be read.
+        HflError: the state directory cannot be written.
         TaskError: the task cannot build its model.
         BrokerError: wrong password, or no right.
         RunFailed: no quorum, or no children; the message says who was waited for.
     """
     started_s = time.monotonic()
     out = config.out_path()
+    account = config.account()  # what can be wrong at once is found before torch is loaded
+    boot = next_boot(config.state_path(), config.name)
     model_path = out / "model.safetensors"
     workshop = Workshop(
         config.task.label,
@@ -77,12 +82,12 @@ def run(config: CloudConfig, record: Record, *, during: Callable[[Process], None
         process.close()
         return None
     arithmetic = TensorArithmetic(load("strategies", config.strategy)())
-    node = _node(config, arithmetic, arithmetic.decode_model(initial.blob))
+    node = _node(config, boot, arithmetic, arithmetic.decode_model(initial.blob))
     process.add(
         Runner(
             node,
             config.federation,
-            config.account(),
+            account,
             process,
             keepalive_s=int(config.broker.keepalive),
             session_expiry_s=int(config.broker.session_expiry),
@@ -106,8 +111,7 @@ def run(config: CloudConfig, record: Record, *, during: Callable[[Process], None
     )
 
 
-def _node(config: CloudConfig, arithmetic: TensorArithmetic, weights: Weights) -> CloudNode:
-    boot = store.next_boot(config.state_path(), config.name)
+def _node(config: CloudConfig, boot: int, arithmetic: TensorArithmetic, weights: Weights) -> CloudNode:
     schedule = Schedule(
         run=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
         rounds=config.rounds,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hfl_mqtt import __version__
 from hfl_mqtt.config.models import EdgeConfig
+from hfl_mqtt.files import next_boot
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
-from hfl_mqtt.learning.store import next_boot
 from hfl_mqtt.protocol.messages import Info
 from hfl_mqtt.protocol.topics import parent
 from hfl_mqtt.roles.process import Process, Record

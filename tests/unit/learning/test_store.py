@@ -1,10 +1,9 @@
-"""Files that survive: checkpoints, texts, and the boot counter."""
+"""Checkpoints that survive."""
 
 import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from hfl_mqtt import __version__
 from hfl_mqtt.errors import HflError
 from hfl_mqtt.learning import store
 from hfl_mqtt.learning.contracts import Weights
-from hfl_mqtt.learning.store import LOST_BOOT, Tags, load, next_boot, save, write_bytes, write_text
+from hfl_mqtt.learning.store import Tags, load, save
 from hfl_mqtt.learning.weights import digest
 
 WEIGHTS: Weights = {
@@ -82,98 +81,37 @@ def test_a_checkpoint_of_another_program_is_told(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_an_error_that_says_so(tmp_path: Path) -> None:
-    writes: list[Callable[[Path], None]] = [lambda path: save(path, WEIGHTS, TAGS), lambda path: write_text(path, "x")]
-    for write in writes:
-        with pytest.raises(
-            HflError, match=r"gone/m: cannot be written: No such file or directory; create the directory"
-        ):
-            write(tmp_path / "gone" / "m")
+    with pytest.raises(HflError, match=r"gone/m: cannot be written: No such file or directory; create the directory"):
+        save(tmp_path / "gone" / "m", WEIGHTS, TAGS)
 
 
-def test_a_file_in_place_of_a_directory_is_an_error_that_says_so(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(HflError, match="a file stands where a directory should be"):
-        write_text(tmp_path / "file" / "m", "x")
-
-
-def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+def test_a_write_that_fails_half_way_leaves_the_old_checkpoint_and_no_rest(tmp_path: Path) -> None:
     # A limit on file sizes is the one full disk that a test can have.
     script = f"""
 import resource, numpy as np
 from pathlib import Path
 from hfl_mqtt.errors import HflError
-from hfl_mqtt.learning.store import Tags, save, write_bytes
+from hfl_mqtt.learning.store import Tags, save
 from hfl_mqtt.learning.weights import digest
 path = Path({str(tmp_path / "m")!r})
-write_bytes(path, b"old")
+path.write_bytes(b"old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 large = {{"w": np.zeros(100_000, dtype="f4")}}
-for write in (
-    lambda: write_bytes(path, bytes(400_000)),
-    lambda: save(path, large, Tags(task="t", run="r", round="g1", digest=digest(large))),
-):
-    try:
-        write()
-    except HflError as error:
-        print(error)
+try:
+    save(path, large, Tags(task="t", run="r", round="g1", digest=digest(large)))
+except HflError as error:
+    print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     expected = (
         f"{tmp_path / 'm'}: cannot be written: File too large; a limit on file sizes stands in the way, see ulimit -f\n"
     )
-    assert (done.stdout, done.stderr) == (expected * 2, "")
+    assert (done.stdout, done.stderr) == (expected, "")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"m": b"old"}
 
 
-def test_a_full_disk_is_told_with_what_to_do_whoever_says_it() -> None:
-    told = "No space left on device; free some space or choose another directory"
-    assert store._reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) == told
+def test_a_full_disk_is_known_from_what_safetensors_says() -> None:
     text = "Error while serializing: I/O error: No space left on device (os error 28)"
-    assert store._reason(SafetensorError(text)) == told
-
-
-def test_the_rest_of_a_killed_write_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / ".m.tmp").write_bytes(b"half of something long")
-    write_bytes(tmp_path / "m", b"new")
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"m": b"new"}
-
-
-def test_text_is_utf8(tmp_path: Path) -> None:
-    write_text(tmp_path / "m", "21 °C\n")
-    assert (tmp_path / "m").read_bytes() == b"21 \xc2\xb0C\n"
-
-
-def test_a_boot_counter_counts_starts_of_each_node(tmp_path: Path) -> None:
-    state = tmp_path / "made" / "here"
-    assert [next_boot(state, "cloud/farm-a/pi-07") for _ in range(3)] == [1, 2, 3]
-    assert next_boot(state, "cloud/farm-a") == 1
-
-
-@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"7x", b"-3\n", b"9" * 30, b"\xff\xfe"])
-def test_one_damaged_copy_of_the_counter_costs_nothing(tmp_path: Path, content: bytes) -> None:
-    for name in ("n.boot", "n.boot-copy"):
-        before = next_boot(tmp_path, "n")
-        (tmp_path / name).write_bytes(content)
-        assert next_boot(tmp_path, "n") == before + 1
-
-
-def test_the_higher_copy_of_the_counter_counts(tmp_path: Path) -> None:
-    for name, other in (("n.boot", "n.boot-copy"), ("n.boot-copy", "n.boot")):
-        write_text(tmp_path / name, "50\n")
-        write_text(tmp_path / other, "40\n")
-        assert next_boot(tmp_path, "n") == 51
-
-
-def test_a_counter_lost_altogether_goes_on_far_above_any_number_of_starts(tmp_path: Path) -> None:
-    next_boot(tmp_path, "n")
-    for name in ("n.boot", "n.boot-copy"):
-        (tmp_path / name).write_bytes(b"")
-    lost = next_boot(tmp_path, "n")
-    assert lost >= LOST_BOOT
-    assert next_boot(tmp_path, "n") == lost + 1
-
-
-def test_a_counter_that_cannot_be_kept_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "state").write_text("x")
-    with pytest.raises(HflError, match="state: cannot be written"):
-        next_boot(tmp_path / "state", "n")
+    error = store._system_error(SafetensorError(text))
+    assert (error.errno, error.strerror) == (errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(store._system_error(SafetensorError("no number here"))) == "no number here"

@@ -1,0 +1,1 @@
+"""What the framework costs, measured on real processes and real brokers: `python -m benchmarks`."""

@@ -1,0 +1,67 @@
+"""The framework's own time in a round: two levels over real bridged brokers, and training that returns at once.
+
+Times are those of the journals' notes, and a node notes what it has sent after sending it: on a busy machine a single
+stage may come out below zero, at the cost of its neighbour. Medians and the whole round do not suffer from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from benchmarks.federations import Bench, at_ms, plan, running
+from benchmarks.figures import Figure, spread_of
+
+TITLE = "A global round without training: 2 edges x 2 clients, 1 edge round, bridged brokers"
+ROUNDS = 25
+#: The first rounds wait for training processes to start.
+WARM_UP = 3
+MODELS = {"idle_line": "65 parameters", "idle_digits": "LeNet, 44,426 parameters"}
+#: The stages of a round, on the path of the edge that came last; together they are the whole round.
+STAGES = ("down to the edge", "clients and edge", "up to the cloud", "cloud: aggregate, save, open")
+
+
+def measure(rounds: int = ROUNDS) -> list[Figure]:
+    """Run each model; a round lasts from one opening of the cloud's to the next."""
+    figures = []
+    for task, said in MODELS.items():
+        with running(plan(task, farms=2, devices=2)) as bench:
+            bench.run(rounds)
+            stages = _stages(bench)[WARM_UP:]
+        whole = [sum(parts) for parts in stages]
+        figures.append(spread_of(f"{said}: round", "ms", whole, f"{len(whole)} rounds"))
+        for name, times in zip(STAGES, zip(*stages, strict=True), strict=True):
+            share = f"{100 * median(times) / median(whole):.0f} %"
+            figures.append(spread_of(f"  {name}", "ms", times, share))
+    return figures
+
+
+def _stages(bench: Bench) -> list[tuple[float, ...]]:
+    """Return how long each stage of each round took, in ms, but for the last round, which no opening follows."""
+    opened = [at_ms(note) for note in bench.notes("cloud", "opened")]
+    accepted = _by_round(bench, "cloud", "accepted")
+    edges = [f"cloud/{farm.name}" for farm in bench.federation.plan.farms]
+    edge_opened = {edge: _by_round(bench, edge, "opened") for edge in edges}
+    edge_closed = {edge: _by_round(bench, edge, "closed") for edge in edges}
+    stages = []
+    for number, (start, end) in enumerate(pairwise(opened), 1):
+        last = accepted[f"g{number}"][-1]
+        edge, inner = last["sender"], f"g{number}.e1"
+        points = [
+            start,
+            at_ms(edge_opened[edge][inner][0]),
+            at_ms(edge_closed[edge][inner][-1]),
+            at_ms(last),
+            end,
+        ]
+        stages.append(tuple(after - before for before, after in pairwise(points)))
+    return stages
+
+
+def _by_round(bench: Bench, node: str, event: str) -> Mapping[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for note in bench.notes(node, event):
+        found.setdefault(note["round"], []).append(note)
+    return found

@@ -1,0 +1,67 @@
+"""A device agent in a process of its own, on a real Mosquitto: its vitals arrive, and it says goodbye."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hfl_mqtt.ops import children
+from hfl_mqtt.ops.mosquitto import Mosquitto
+from hfl_mqtt.transport.link import Arrived, Up
+
+pytestmark = pytest.mark.broker
+
+PATH = "cloud/a"
+STATE, INFO, METRICS = (f"hfl/fed1/{PATH}/@/stat/{name}" for name in ("state", "info", "metrics"))
+
+
+@pytest.fixture
+def agent(broker: Mosquitto, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    (tmp_path / "password").write_text("secret\n")
+    config = {
+        "role": "client",
+        "federation": "fed1",
+        "name": PATH,
+        "broker": {"host": "127.0.0.1", "port": broker.port, "password_file": str(tmp_path / "password")},
+        "task": {"name": "soil-moisture"},
+        "state_dir": str(tmp_path / "state"),
+    }
+    (tmp_path / "client.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "device_agents", "--config", str(tmp_path / "client.yaml"), "--every", "1 s"]
+    process = children.start(command, tmp_path / "agent.log")
+    yield process
+    children.stop([process], 15)
+
+
+def test_vitals_arrive_between_rounds_and_the_agent_leaves_in_order(
+    broker: Mosquitto, agent: subprocess.Popen[bytes], connect: Callable[..., tuple[Any, Any]], tmp_path: Path
+) -> None:
+    _, inbox = connect(broker.port, "cloud", (f"hfl/fed1/{PATH}/@/stat/+", 1))
+    inbox.next(Up)
+    heard: dict[str, list[dict[str, Any]]] = {STATE: [], INFO: [], METRICS: []}
+
+    def hear_until(topic: str, count: int) -> None:
+        while len(heard[topic]) < count:
+            frame = inbox.next(Arrived).frame
+            heard[frame.topic].append(json.loads(frame.payload))
+
+    hear_until(METRICS, 2)
+    assert heard[INFO][0]["role"] == "client"
+    assert "core" in heard[INFO][0]["hardware"]
+    vitals = heard[METRICS][-1]
+    assert 0 <= vitals["cpu_percent"] <= 100
+    assert 0 < vitals["memory_percent"] < 100
+    assert 0 < vitals["rss_peak_mb"] < 50  # MB
+    agent.send_signal(signal.SIGTERM)
+    hear_until(STATE, len(heard[STATE]) + 1)
+    assert heard[STATE][-1]["state"] == "disconnected"
+    assert agent.wait(15) == 0
+    assert "Traceback" not in (tmp_path / "agent.log").read_text()

@@ -1,0 +1,119 @@
+"""The agent's command line, and what it says of itself while nobody listens."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from device_agents.__main__ import _parser
+from hfl_mqtt.config.models import ClientConfig
+from hfl_mqtt.config.roles import load_role
+from hfl_mqtt.protocol.messages import Info
+from hfl_mqtt.protocol.wire import decode
+from hfl_mqtt.roles.client import _publish_vitals
+from hfl_mqtt.roles.shell import Shell
+from hfl_mqtt.rounds.actions import Note, RunOver, Save, Work
+from hfl_mqtt.rounds.nodes import ClientNode, Node
+from hfl_mqtt.transport.memory import MemoryBroker, MemoryLink
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "device_agents", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+
+
+def test_vitals_are_printed_once_as_json() -> None:
+    done = agent("--vitals")
+    assert (done.returncode, done.stderr) == (0, "")
+    said = json.loads(done.stdout)
+    assert said["board"] in ("generic", "raspberry_pi", "jetson")
+    assert "core" in said["hardware"]
+    assert 0 <= said["cpu_percent"] <= 100
+    assert 0 < said["memory_percent"] < 100
+
+
+def test_a_wrong_file_ends_the_agent_with_one_line_and_the_exit_code_of_configuration(tmp_path: Path) -> None:
+    done = agent("--config", str(tmp_path / "none.yaml"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"device_agents: {tmp_path / 'none.yaml'}: no such file\n"
+
+
+@pytest.mark.parametrize("text", ["0 s", "soon", "-5"])
+def test_a_time_between_vitals_that_cannot_be_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["--config", "x", f"--every={text}"])
+    assert "--every: must be" in capsys.readouterr().err
+
+
+def test_help_has_an_example() -> None:
+    assert "python -m device_agents --config configs/client.yaml" in agent("--help").stdout
+
+
+def test_the_systemd_unit_starts_the_agent_with_options_that_exist() -> None:
+    unit = (ROOT / "device_agents" / "hfl-client.service").read_text(encoding="utf-8")
+    (line,) = (line for line in unit.splitlines() if line.startswith("ExecStart="))
+    _, m, module, *arguments = shlex.split(line.removeprefix("ExecStart="))
+    assert (m, module) == ("-m", "device_agents")
+    assert _parser().parse_args(arguments).config.name == "client.yaml"
+
+
+def test_the_yaml_of_the_manual_is_a_clients(tmp_path: Path) -> None:
+    manual = (ROOT / "device_agents" / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "client.yaml"
+    path.write_text(manual.partition("```yaml\n")[2].partition("```")[0])
+    config = load_role(path, ClientConfig)
+    assert config.devices[0].name == "cloud/farm-a/pi-07"
+    assert config.broker.password_file == Path("/etc/hfl-mqtt/password")
+
+
+def test_an_idle_agent_loads_neither_numpy_nor_torch_nor_a_command_line_framework() -> None:
+    script = (
+        "import sys, device_agents.__main__, hfl_mqtt.config.models, hfl_mqtt.ops.serve, hfl_mqtt.roles.client;"
+        "from hfl_mqtt.config.roles import load_role;"
+        "load_role('configs/client.yaml', hfl_mqtt.config.models.ClientConfig);"
+        "print(sorted({'numpy', 'torch', 'safetensors', 'zstandard', 'typer', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    assert done.stdout == "[]\n"
+
+
+class Board:
+    """A world in which only vitals happen."""
+
+    def vitals(self, node: Node) -> Mapping[str, int | float | str | None]:  # noqa: ARG002
+        return {"cpu_percent": 50.0}
+
+    def work(self, node: Node, work: Work) -> None: ...
+    def cancel(self, node: Node, work_id: str) -> None: ...
+    def save(self, node: Node, save: Save) -> None: ...
+    def record(self, node: Node, entry: Note) -> None: ...
+    def over(self, node: Node, end: RunOver) -> None: ...
+
+
+def test_vitals_do_not_pile_up_while_the_broker_is_away() -> None:
+    broker = MemoryBroker()
+    path = "cloud/farm-a/pi-07"
+    link = MemoryLink(broker, path, [], lambda _event: None)
+    shell = Shell(ClientNode(path=path, boot=1, info=Info(role="client", boot=1)), "fed1", link, Board())
+    shell.start(0.0)
+    broker.deliver_due(0.0)
+    link.cut()
+    for _ in range(3):
+        _publish_vitals(shell)
+    assert link.pending == 1
+    link.restore()
+    broker.deliver_due(0.0)
+    _publish_vitals(shell)
+    broker.deliver_due(0.0)
+    (frame,) = broker.retained()
+    assert decode(frame)[0].values == {"cpu_percent": 50.0}  # type: ignore[union-attr]
