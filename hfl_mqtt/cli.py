@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from hfl_mqtt.errors import HflError
+from hfl_mqtt.errors import HflError, RunFailed
 
 app = typer.Typer(
     name="hfl",
@@ -19,7 +20,11 @@ app = typer.Typer(
     help="Hierarchical federated learning over MQTT: a cloud, edges and devices, each on its own broker.",
     epilog="Try it: hfl demo. Exit codes: 2 configuration, 3 task, 4 broker, 5 a run without result, 1 anything else.",
 )
-brokers_app = typer.Typer(no_args_is_help=True, help="What Mosquitto runs on.")
+brokers_app = typer.Typer(
+    no_args_is_help=True,
+    help="What Mosquitto runs on.",
+    epilog="Example: hfl brokers render brokers/site.yaml --out my-brokers",
+)
 app.add_typer(brokers_app, name="brokers")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The role's YAML; see configs/ for examples.")]
@@ -34,6 +39,7 @@ def cloud(config: Config, quiet: Quiet = False, as_json: Json = False) -> None:
     from hfl_mqtt.config.roles import load_role
     from hfl_mqtt.ops.cloud import run_cloud
 
+    _log(quiet=quiet)
     run_cloud(load_role(config, CloudConfig), quiet=quiet, as_json=as_json)
 
 
@@ -45,6 +51,7 @@ def edge(config: Config, quiet: Quiet = False, as_json: Json = False) -> None:
     from hfl_mqtt.ops.serve import serve
     from hfl_mqtt.roles import edge as role
 
+    _log(quiet=quiet)
     settings = load_role(config, EdgeConfig)
     serve(lambda record: role.make(settings, record), settings.journal_path(), quiet=quiet, as_json=as_json)
 
@@ -57,6 +64,7 @@ def client(config: Config, quiet: Quiet = False, as_json: Json = False) -> None:
     from hfl_mqtt.ops.serve import serve
     from hfl_mqtt.roles import client as role
 
+    _log(quiet=quiet)
     settings = load_role(config, ClientConfig)
     journal = settings.state_path(settings.devices[0]) / "journal.jsonl"
     serve(lambda record: role.make(settings, record), journal, quiet=quiet, as_json=as_json)
@@ -88,12 +96,18 @@ def watch(
     as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON and end.")] = False,
 ) -> None:
     """Show every node live: state, round, metric, bytes, age; from the retained JSON topics."""
-    from hfl_mqtt.config.sections import BrokerConfig
+    from hfl_mqtt.ops.watch import account_of
     from hfl_mqtt.ops.watch import watch as look
 
-    given = {"password_file": password_file, "password_env": password_env}
-    broker = BrokerConfig.model_validate({"host": host, "port": port, **{k: v for k, v in given.items() if v}})
-    look(broker.account(user), federation, once=once, as_json=as_json)
+    account = account_of(
+        federation=federation,
+        host=host,
+        port=port,
+        user=user,
+        password_file=password_file,
+        password_env=password_env,
+    )
+    look(account, federation, once=once, as_json=as_json)
 
 
 @brokers_app.command(epilog="Example: hfl brokers render brokers/site.yaml --out my-brokers")
@@ -146,12 +160,24 @@ def demo(
     run_demo(wishes)
 
 
+def _log(*, quiet: bool) -> None:
+    """Send log lines to stderr: the trace of a fault of ours always, a warning only where no note says it already."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: bool(record.exc_info) or (quiet and record.levelno == logging.WARNING))
+    logging.getLogger("hfl_mqtt").handlers = [handler]
+
+
 def main() -> None:
     """Run the command line; the entry point `hfl`."""
+    _log(quiet=False)
     try:
         app()
     except HflError as error:
-        sys.stderr.write(f"hfl: {error}\n")
+        from hfl_mqtt.ops.journal import plain
+
+        # Why a run failed may be told by a device, whose words command no terminal and begin no line.
+        text = plain(str(error), keep="" if isinstance(error, RunFailed) else "\n")
+        sys.stderr.write(f"hfl: {text}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("hfl: interrupted\n")

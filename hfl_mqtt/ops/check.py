@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hfl_mqtt.config.roles import load_any
 from hfl_mqtt.errors import ConfigError
+from hfl_mqtt.ops.journal import plain
 
 
 def check_files(files: list[Path], *, as_json: bool) -> int:
@@ -22,12 +23,13 @@ def check_files(files: list[Path], *, as_json: bool) -> int:
             found[str(file)] = []
             if not as_json:
                 kind = type(role).__name__.removesuffix("Config").lower()
-                sys.stdout.write(f"{file}: fine, a {kind}'s configuration\n")
+                article = "an" if kind[0] in "aeiou" else "a"
+                sys.stdout.write(f"{plain(str(file))}: fine, {article} {kind}'s configuration\n")
     wrong = {file: mistakes for file, mistakes in found.items() if mistakes}
     if as_json:
         rows = [{"file": file, "ok": not mistakes, "mistakes": mistakes} for file, mistakes in found.items()]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     else:
         for mistakes in wrong.values():
-            sys.stderr.write("\n".join(mistakes) + "\n")
+            sys.stderr.write(plain("\n".join(mistakes), keep="\n") + "\n")
     return ConfigError.exit_code if wrong else 0

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,7 +21,7 @@ from hfl_mqtt.config.models import DemoConfig
 from hfl_mqtt.config.roles import load_role
 from hfl_mqtt.config.wording import KeyPath, explain
 from hfl_mqtt.errors import ConfigError, RunFailed
-from hfl_mqtt.ops import report
+from hfl_mqtt.ops import report, signals
 from hfl_mqtt.ops.baselines import Alone, Baselines
 from hfl_mqtt.ops.federation import HOST, LocalFederation
 from hfl_mqtt.ops.fleet import Fleet, Viewer, size, table
@@ -32,7 +30,6 @@ from hfl_mqtt.ops.scenario import Scenario, scenario
 
 #: How long nodes may take to leave, and baselines to be ready after the run.
 LEAVE_S, BASELINES_S = 5.0, 150.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +83,7 @@ def run_demo(wishes: Wishes) -> None:
     console = Console(stderr=wishes.as_json)
     if wishes.out is not None:
         _make_folder(wishes.out)
-    with _signals_as_interrupt(), tempfile.TemporaryDirectory(prefix="hfl-demo-") as directory:
+    with signals.as_interrupt(), tempfile.TemporaryDirectory(prefix="hfl-demo-") as directory:
         try:
             _Demo(plan, wishes, console, Path(directory)).run()
         except KeyboardInterrupt:
@@ -111,13 +108,13 @@ class _Demo:
                 f"Starting {1 + len(run.farms)} Mosquitto brokers, 1 cloud, {len(run.farms)} edges and "
                 f"{len(run.clients)} devices on {run.task['name']} ..."
             )
-            with _signals_held_back():
+            with signals.held_back():
                 self._federation.start_brokers()
                 viewer = Viewer(self._federation.account("viewer"), run.federation, self._wake.set)
                 stack.callback(viewer.close)
                 viewer.open()
             self._print_explorer()
-            with _signals_held_back():
+            with signals.held_back():
                 baselines = Baselines(self._plan) if self._plan.has_alone else None
                 if baselines is not None:
                     stack.callback(baselines.close)
@@ -280,40 +277,8 @@ class _Demo:
 
     def _stop(self) -> None:
         """End everything; from here to the end of the demo nothing interrupts."""
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        signals.ignore()
         self._federation.stop()
-
-
-@contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM unwind as Ctrl-C does, so that nothing is left running."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with _handled_by(interrupt):
-        yield
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block: nobody would know a child whose start they cut short."""
-    caught: list[int] = []
-    with _handled_by(lambda number, _frame: caught.append(number)):
-        yield
-    if caught:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    kept = {number: signal.signal(number, handler) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, before in kept.items():
-            signal.signal(number, before)
 
 
 def _check(plan: Scenario) -> None:
@@ -335,6 +300,8 @@ def _check(plan: Scenario) -> None:
 
 
 def _make_folder(path: Path) -> None:
+    if find_spec("matplotlib") is None:
+        raise ConfigError("--out: a plot is drawn there, which needs matplotlib: pip install 'hfl-mqtt[plot]'")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

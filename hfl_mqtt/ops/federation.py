@@ -83,12 +83,8 @@ class LocalFederation:
 
     # -------------------------------------------------------------- brokers
 
-    def start_brokers(self) -> None:
-        """Render and start the cloud's broker and every farm's, bridged through relays.
-
-        Raises:
-            BrokerError: Mosquitto is not installed or does not start.
-        """
+    def render_brokers(self) -> None:
+        """Write the configuration of the cloud's broker and of every farm's, bridged through relays."""
         farms = self.plan.farms
         ports = free_ports(1 + len(farms), HOST)
         for farm in farms:
@@ -110,8 +106,18 @@ class LocalFederation:
         brokers.render_to(site, self._broker_dir, brokers.Layout.beside(self._broker_dir))
         for broker in site.brokers():
             conf = self._broker_dir / broker.directory / "mosquitto.conf"
-            self.brokers[broker.path] = child = Mosquitto(conf, broker.place.port)
-            child.start()
+            self.brokers[broker.path] = Mosquitto(conf, broker.place.port)
+
+    def start_brokers(self) -> None:
+        """Start all brokers, rendered here where that has not been done.
+
+        Raises:
+            BrokerError: Mosquitto is not installed or does not start.
+        """
+        if not self.brokers:
+            self.render_brokers()
+        for broker in self.brokers.values():
+            broker.start()
 
     def account(self, user: str, broker: str = "cloud") -> Account:
         """Return an account at one of the brokers."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hfl_mqtt.errors import BrokerError, Malformed
+from hfl_mqtt.ops.journal import plain
 from hfl_mqtt.protocol.messages import Info, Manifest, Metrics, Phase, RoundCall, State, StateName, round_text
 from hfl_mqtt.protocol.topics import Channel, parent, viewer_filter
 from hfl_mqtt.protocol.wire import decode
@@ -27,6 +28,8 @@ _BESIDE = {
     "round", "in", "of", "samples", "seconds", "up_bytes", "down_bytes", "socket_out", "socket_in", "updates",
     "rss_peak_mb", "trainer_peak_mb", "loss",
 }  # fmt: skip
+#: A cell shows no larger number, and no longer text.
+_MOST, _LONGEST = 1e15, 60
 _STYLE = {
     StateName.READY: "green",
     StateName.TRAINING: "cyan",
@@ -135,13 +138,15 @@ def table(fleet: Fleet, now: float, *, title: str | None = None, most: int = 60)
     if len(nodes) <= most:
         rows = [_row(view, now) for view in nodes]
     else:
-        above = {parent(view.path) for view in nodes}
+        above, paths = {parent(view.path) for view in nodes}, {view.path for view in nodes}
         rows = []
         for view in nodes:
             if view.path in above or view.call is not None:
                 rows.append(_row(view, now))
                 leaves = [leaf for leaf in nodes if parent(leaf.path) == view.path and leaf.path not in above]
                 rows += [_folded(leaves, now)] if leaves else []
+            elif parent(view.path) not in paths:
+                rows.append(_row(view, now))
     for row in rows[:most]:
         shown.add_row(*row)
     if len(rows) > most:
@@ -149,14 +154,14 @@ def table(fleet: Fleet, now: float, *, title: str | None = None, most: int = 60)
     return shown
 
 
-def _row(view: NodeView, now: float) -> list[str]:
+def _row(view: NodeView, now: float) -> list[str | Text]:
     metrics = view.metrics
     return [
-        escape("  " * view.path.count("/") + view.path.rpartition("/")[2]),
+        _said("  " * view.path.count("/") + view.path.rpartition("/")[2]),
         f"[{_STYLE[view.state]}]{view.state.value}[/]" if view.state else "?",
-        escape(_round(view)),
-        escape(f"{metrics['in']}/{metrics['of']}") if "in" in metrics and "of" in metrics else "",
-        escape("  ".join(f"{name} {value:.4f}" for name, value in view.scores.items())),
+        _said(_round(view)),
+        _said(f"{metrics['in']}/{metrics['of']}") if "in" in metrics and "of" in metrics else "",
+        _said("  ".join(f"{name} {_number(value, '.4f')}" for name, value in view.scores.items())),
         _number(metrics.get("loss")),
         size(metrics.get("up_bytes")),
         size(metrics.get("down_bytes")),
@@ -164,7 +169,7 @@ def _row(view: NodeView, now: float) -> list[str]:
     ]
 
 
-def _folded(leaves: list[NodeView], now: float) -> list[str]:
+def _folded(leaves: list[NodeView], now: float) -> list[str | Text]:
     states = Counter(view.state for view in leaves if view.state is not None)
     said = "  ".join(f"[{_STYLE[state]}]{count} {state.value}[/]" for state, count in sorted(states.items(), key=str))
     return [
@@ -187,6 +192,8 @@ def size(count: Any) -> str:
     """
     if not isinstance(count, int | float):
         return ""
+    if not abs(count) < _MOST:
+        return "?"
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
@@ -205,8 +212,13 @@ class Viewer:
     def __init__(self, account: Account, federation: str, on_message: Callable[[], None] | None = None) -> None:
         self.fleet = Fleet()
         self.failure: BrokerError | None = None
+        self.is_up = False
+        #: Why not, or no longer.
         self.reason = ""
-        self.connected = threading.Event()
+        #: The first attempt to connect has ended, one way or the other.
+        self.answered = threading.Event()
+        #: When the last retained message came, or the connection. Those that come live never end.
+        self.retained_s = 0.0
         self._on_message = on_message
         self._queue: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
         self._link = MqttLink(account, [(viewer_filter(federation), 0)], self._queue.put, clean=True, client_id="")
@@ -229,16 +241,19 @@ class Viewer:
                 case Arrived():
                     if event.frame.payload:
                         self.fleet.take(event, time.monotonic())
+                    if event.frame.retain:
+                        self.retained_s = time.monotonic()
                     self._link.done(event)
                     if self._on_message is not None:
                         self._on_message()
                 case Up():
-                    self.connected.set()
+                    self.is_up, self.retained_s = True, time.monotonic()
+                    self.answered.set()
                 case Down():
-                    self.reason = event.reason
+                    self.is_up, self.reason = False, event.reason
                     if event.is_fatal:
                         self.failure = BrokerError(event.reason)
-                        self.connected.set()
+                    self.answered.set()
                 case _:
                     pass
 
@@ -250,8 +265,16 @@ def _round(view: NodeView) -> str:
     return str(view.metrics.get("round", ""))
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else ""
+def _number(value: Any, form: str = ".4g") -> str:
+    if not isinstance(value, int | float):
+        return ""
+    return format(value, form) if abs(value) < _MOST else "?"
+
+
+def _said(text: str) -> Text:
+    """Return a node's own words for a cell: no markup, no control characters, and not without end."""
+    text = plain(text)
+    return Text(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
 
 
 def _integer(value: Any) -> int:

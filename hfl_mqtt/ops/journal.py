@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,23 +26,33 @@ _LOUD = {
 class Journal:
     """Takes notes of the nodes of one process; safe to call from any thread.
 
+    A disk that is full later on stops no node: that is said once, and those notes are only echoed.
+
     Args:
         path: the file to append to; None keeps none.
         echo: takes each record for a person or a script, already as one line.
         as_json: whether `echo` gets JSON rather than a sentence.
+
+    Raises:
+        HflError: the file cannot be written.
     """
 
     def __init__(self, path: Path | None, *, echo: Callable[[str], None] | None = None, as_json: bool = False) -> None:
         self._lock = threading.Lock()
         self._echo, self._as_json = echo, as_json
-        self._file = None
+        self._path, self._file = path, None
+        self._is_failing = False
         self._began_s = time.monotonic()
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = path.open("a", encoding="utf-8")
+                # Unbuffered: a line is written whole, at once, and one that failed does not come again at the end.
+                self._file = path.open("ab", buffering=0)
+                if _is_cut_off(path):
+                    self._file.write(b"\n")
             except OSError as error:
-                raise HflError(f"cannot write the journal {path}: {error.strerror}") from None
+                remedy = "give this user the right to write there, or set state_dir to another folder"
+                raise HflError(f"cannot write the journal {path}: {error.strerror}; {remedy}") from None
 
     def __call__(self, node: str, entry: Note) -> None:
         """Write a note of `node`."""
@@ -51,13 +63,23 @@ class Journal:
             "event": entry.event,
             **entry.fields,
         }
-        line = json.dumps(record, default=str)
+        line = json.dumps(_finite(record), default=str)
         with self._lock:
-            if self._file is not None:
-                self._file.write(line + "\n")
-                self._file.flush()
+            self._write(line)
             if self._echo is not None and (self._as_json or entry.event in _LOUD):
                 self._echo(line if self._as_json else sentence(record))
+
+    def _write(self, line: str) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(line.encode() + b"\n")
+        except OSError as error:
+            if not self._is_failing and self._echo is not None and not self._as_json:
+                self._echo(f"cannot write the journal {self._path}: {error.strerror}; notes are lost until it can")
+            self._is_failing = True
+        else:
+            self._is_failing = False
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -76,16 +98,26 @@ class Journal:
 
 
 def sentence(record: dict[str, Any]) -> str:
-    """Return a record as a line for people; control characters, which a peer may have sent, are made visible."""
+    """Return a record as a line for people."""
     rest = {key: value for key, value in record.items() if key not in ("at", "s", "node", "event", "run")}
     said = " ".join(f"{key}={_short(value)}" for key, value in rest.items() if value not in ("", None, []))
-    text = f"{record['s']:8.1f} s  {record['node']}  {record['event']}  {said}".rstrip()
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return plain(f"{record['s']:8.1f} s  {record['node']}  {record['event']}  {said}".rstrip())
+
+
+def plain(text: str, *, keep: str = "") -> str:
+    r"""Return a text that a peer may have had a hand in so that it cannot command a terminal.
+
+    Control characters, those that turn the direction of writing too, are made visible, save those in `keep`.
+
+    >>> print(plain("\x1b[2Jgone?"))
+    \x1b[2Jgone?
+    """
+    return "".join(one if one.isprintable() or one in keep else repr(one)[1:-1] for one in text)
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a journal; a line cut off by a crash is passed over."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 record = json.loads(line)
@@ -93,6 +125,26 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(record, dict):
                 yield record
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether the last line has no end, because the power went while it was written."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with None for what JSON cannot say, NaN and infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
 
 
 def _short(value: Any) -> str:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hfl_mqtt.ops.journal import Journal
+from hfl_mqtt.ops.journal import Journal, plain
 from hfl_mqtt.roles.process import Process, Record, stopped_by_signals
 
 
 def echo_line(line: str) -> None:
-    """Print one line at once, to be read while a run goes on."""
-    sys.stdout.write(line + "\n")
+    """Print one line at once, to be read while a run goes on; what a peer put into it commands no terminal."""
+    sys.stdout.write(plain(line) + "\n")
     sys.stdout.flush()
 
 

@@ -6,43 +6,72 @@ import json
 import sys
 import threading
 import time
+from typing import Any
 
+from pydantic import Field, ValidationError
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
-from hfl_mqtt.errors import BrokerError
+from hfl_mqtt.config.sections import BrokerConfig, Federation
+from hfl_mqtt.config.wording import explain, key_text
+from hfl_mqtt.errors import BrokerError, ConfigError
 from hfl_mqtt.ops.fleet import Viewer, table
+from hfl_mqtt.ops.journal import plain
 from hfl_mqtt.transport.link import Account
 
 #: Retained messages arrive right after the subscription; a snapshot waits until none has come for this long.
 QUIET_S = 0.7
 
 
-def watch(account: Account, federation: str, *, once: bool, as_json: bool, wait_s: float = 10.0) -> None:
-    """Show a federation until interrupted, or once.
+class _Options(BrokerConfig):
+    federation: Federation = Field(description="What to look at.")
+
+
+def account_of(**options: Any) -> Account:
+    """Check the command line's options, those of a `broker:` section and the federation, and return the account.
 
     Raises:
-        BrokerError: no broker within `wait_s`, or it refuses the account.
+        ConfigError: with every wrong option, one a line; or the password cannot be read.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        broker = _Options.model_validate(given)
+    except ValidationError as error:
+        mistakes = explain(error, _Options, given, lambda _: None)
+        wrong = [f"--{key_text(each.path).replace('_', '-')}: {each.text}" for each in mistakes]
+        raise ConfigError("\n".join(wrong)) from None
+    return broker.account("viewer")
+
+
+def watch(account: Account, federation: str, *, once: bool, as_json: bool, wait_s: float = 10.0) -> None:
+    """Show a federation until interrupted, or once. A connection that is lost later on is waited for.
+
+    Raises:
+        BrokerError: there is no broker, it does not answer within `wait_s`, or it refuses the account.
     """
     arrived = threading.Event()
     viewer = Viewer(account, federation, arrived.set)
     viewer.open()
     try:
-        if not viewer.connected.wait(wait_s):
-            raise BrokerError(viewer.reason or f"no broker answers at {account.host}:{account.port}: does it run?")
-        if viewer.failure is not None:
-            raise viewer.failure
+        viewer.answered.wait(wait_s)
+        if not viewer.is_up:
+            raise BrokerError(viewer.reason or f"no broker answers at {account.host}:{account.port}: is it one?")
         if once or as_json:
-            while arrived.wait(QUIET_S):
+            while (left_s := viewer.retained_s + QUIET_S - time.monotonic()) > 0:
+                arrived.wait(left_s)
                 arrived.clear()
             _print_once(viewer, federation, as_json=as_json)
             return
         with Live(console=Console(), refresh_per_second=4, screen=False) as live:
             while viewer.failure is None:
                 most = max(8, live.console.height - 6)
-                live.update(table(viewer.fleet, time.monotonic(), title=f"federation {federation}", most=most))
+                shown = table(viewer.fleet, time.monotonic(), title=f"federation {federation}", most=most)
+                shown.caption = None if viewer.is_up else Text(plain(viewer.reason), style="red")
+                live.update(shown)
                 arrived.wait(1.0)
                 arrived.clear()
+        raise viewer.failure
     finally:
         viewer.close()
 

@@ -79,6 +79,11 @@ class _Incoming:
     def missing(self) -> Iterator[int]:
         return (index for index in range(self.count) if index not in self.parts)
 
+    def heard(self, now: float, stall_s: float) -> None:
+        gap_s = now - self.last_heard_s
+        self.patience_s = min(max(stall_s, 2 * gap_s, self.patience_s / 2), MAX_PATIENCE_S)
+        self.last_heard_s = now
+
     def is_quiet(self, now: float) -> bool:
         return now - max(self.last_heard_s, self.last_ask_s) >= self.patience_s
 
@@ -162,14 +167,13 @@ class Reassembler:
         elif (incoming.size, incoming.count) != (part.size, part.count):
             raise Malformed("two parts of one blob disagree about its size")
         if part.index in incoming.parts:
-            was_quiet, incoming.last_heard_s = incoming.is_quiet(now), now
+            was_quiet = incoming.is_quiet(now)
+            incoming.heard(now, self._stall_s)
             return Progress(ask=self._ask(incoming, now) if was_quiet else (), is_new=False)
-        if incoming.parts:
-            gap_s = now - incoming.last_heard_s
-            incoming.patience_s = min(max(self._stall_s, 2 * gap_s, incoming.patience_s / 2), MAX_PATIENCE_S)
+        incoming.heard(now, self._stall_s)
         incoming.parts[part.index] = part.data
         incoming.asked.discard(part.index)
-        incoming.last_progress_s = incoming.last_heard_s = now
+        incoming.last_progress_s = now
         incoming.wait_s = incoming.patience_s
         if len(incoming.parts) == incoming.count:
             self.drop(sender, part.blob)
@@ -216,9 +220,9 @@ class Reassembler:
         """When `tick` has something to do next."""
         return min((item.next_ask_s for item in self._open.values()), default=None)
 
-    def has_progress_since(self, moment: float) -> bool:
-        """Whether any open blob has grown since `moment`."""
-        return any(item.last_progress_s >= moment for item in self._open.values())
+    def is_arriving(self, now: float, within_s: float) -> bool:
+        """Whether parts of an open blob keep coming: one in the last `within_s`, or on a slow link longer ago."""
+        return any(now - item.last_heard_s <= max(within_s, item.patience_s) for item in self._open.values())
 
     def _begin(self, key: tuple[str, str], part: UpdatePart | ModelPart, now: float) -> _Incoming:
         if part.size > self.max_blob:

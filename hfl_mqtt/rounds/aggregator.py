@@ -43,8 +43,8 @@ from hfl_mqtt.rounds.policy import Waiting, quorum_of
 
 REMIND_S = 10.0
 MAX_REMIND_S = 60.0
-#: While parts of an update keep arriving, a deadline moves on by this much.
-PROGRESS_S = 15.0
+#: While parts of an update keep arriving, a deadline moves on by this much; 256 KiB in this time are 70 kbit/s.
+PROGRESS_S = 30.0
 #: A part of the model is put into its slot again at most this often, however many children ask.
 REPUBLISH_S = 2.0
 
@@ -237,7 +237,8 @@ class Aggregator:
 
     def _hear_state(self, state: State, sender: str, now: float) -> list[Action]:
         member = self._members.get(sender)
-        if member is not None and state.boot < member.boot:
+        # A smaller boot in a will is an old session's; in a living node's word it is a device that was set up anew.
+        if member is not None and state.boot < member.boot and not state.state.is_present:
             return [note("late_will", sender=sender, boot=state.boot)]
         was_present = member is not None and member.is_present
         self._members[sender] = _Member(state.boot, state.state.is_present)
@@ -389,7 +390,7 @@ class Aggregator:
     def _time_is_up(self, ongoing: _Round, now: float) -> list[Action]:
         if ongoing.has_quorum:
             return self._close(now)
-        if self._updates.has_progress_since(now - PROGRESS_S):
+        if self._updates.is_arriving(now, PROGRESS_S):
             ongoing.waiting.extend(now, by_s=PROGRESS_S)
             return []
         if ongoing.waiting.extend(now):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import Enum
 
 from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol.blobs import MAX_ASK, WINDOW, Cut, Reassembler
+from hfl_mqtt.protocol.blobs import WINDOW, Cut, Reassembler
 from hfl_mqtt.protocol.messages import (
     Decline,
     Info,
@@ -38,6 +38,8 @@ ANNOUNCE_S = 15.0
 MAX_ANNOUNCE_S = 300.0
 PROBE_S = 5.0
 MAX_PROBE_S = 60.0
+#: A reminder is answered with a probe once this long has passed since parts were sent.
+PATIENCE_S = 30.0
 #: Runs that ended and are remembered, so that a late call of theirs is not taken for a new run.
 PAST_RUNS = 8
 
@@ -153,7 +155,9 @@ class Participant:
         if self._decline is not None:
             return [Send(message=self._decline)]
         if self._probe_at_s is not None:
-            self._probe_at_s = now
+            # A probe is a whole part: it must not stand in the way of those that are still under way.
+            earliest_s = self._sent_s + PATIENCE_S if self.stage is Stage.SENDING else now
+            self._probe_at_s = min(self._probe_at_s, max(earliest_s, now))
         return []
 
     def _hear_part(self, part: ModelPart, now: float) -> list[Action]:
@@ -244,7 +248,7 @@ class Participant:
         self._probe_at_s = now + self._probe_wait_s
         if self.stage is Stage.FETCHING and self._call is not None:
             manifest: Manifest = self._call.model
-            parts = self._models.missing(self.parent, manifest.blob) or tuple(range(min(manifest.parts, MAX_ASK)))
+            parts = self._models.missing(self.parent, manifest.blob) or tuple(range(min(manifest.parts, WINDOW)))
             actions.append(Send(message=WantModel(blob=manifest.blob, parts=parts)))
         elif self.stage is Stage.SENDING:
             actions += self._send_parts([0])

@@ -109,7 +109,7 @@ def test_a_duplicate_among_other_parts_is_not_answered() -> None:
     box.add("c", part(cut, 0), 0.0)
     assert box.add("c", part(cut, 0), 4.9) == Progress(is_new=False)
     # It shows that the link is alive: what was asked for may stand in line behind it.
-    assert box.next_deadline == 9.9
+    assert box.next_deadline == 4.9 + 2 * 4.9
 
 
 def test_probes_never_put_off_for_ever_what_is_missing() -> None:
@@ -146,13 +146,23 @@ def test_it_says_what_is_open_and_what_it_lacks() -> None:
     assert (box.is_open("c", cut.digest), box.next_deadline) == (False, None)
 
 
-def test_it_knows_whether_anything_has_grown() -> None:
-    cut, box = Cut.of(TEN, 3), roomy()
-    box.add("c", part(cut, 1), 7.0)
-    assert box.has_progress_since(7.0)
-    assert not box.has_progress_since(7.1)
-    box.add("c", part(cut, 1), 9.0)
-    assert not box.has_progress_since(7.1)  # a duplicate is no progress
+def test_it_knows_whether_anything_is_on_its_way() -> None:
+    cut, box = Cut.of(TEN, 3), roomy(stall_s=5.0)
+    assert not box.is_arriving(0.0, 15.0)
+    box.add("c", part(cut, 1), 100.0)
+    assert box.is_arriving(115.0, 15.0)
+    assert not box.is_arriving(115.1, 15.0)
+    box.add("c", part(cut, 2), 120.0)
+    assert box.is_arriving(160.0, 15.0), "20 s a part is a slow link, not a dead one"
+    assert not box.is_arriving(160.1, 15.0)
+
+
+def test_duplicates_alone_keep_nothing_alive_for_ever() -> None:
+    cut, box = Cut.of(TEN, 3), roomy(expire_s=600.0)
+    for now in range(0, 590, 10):
+        box.add("c", part(cut, 1), float(now))
+    box.tick(600.0)
+    assert not box.is_arriving(600.0, 15.0)
 
 
 # ------------------------------------------------------------------ bounds

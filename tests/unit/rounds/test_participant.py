@@ -182,6 +182,11 @@ def test_a_model_that_does_not_come_is_asked_for_again_and_again() -> None:
     assert asked_at == [5.0, 15.0, 35.0, 75.0, 135.0]
 
 
+def test_of_a_large_model_the_first_parts_are_asked_for_as_the_others_may_be_on_their_way() -> None:
+    pi = fetching(call(model=replace(LONG, parts=100)))
+    assert [want.parts for want in said(pi.tick(5.0), WantModel)] == [(0, 1, 2, 3)]
+
+
 def test_a_reminder_makes_it_ask_for_the_model_at_once() -> None:
     pi = fetching(call(model=LONG))
     pi.tick(5.0)
@@ -377,8 +382,20 @@ def test_a_probe_goes_out_as_soon_as_the_link_is_back_or_the_call_is_heard_again
     pi.tick(5.0)
     pi.connected(6.0)
     assert [part.index for part in said(pi.tick(6.0), UpdatePart)] == [0]
-    pi.hear(call(), 7.0)
-    assert [part.index for part in said(pi.tick(7.0), UpdatePart)] == [0]
+    pi.tick(16.0)
+    pi.tick(21.0)  # says again that it is there
+    assert pi.next_deadline == 36.0
+    pi.hear(call(), 30.0)
+    assert [part.index for part in said(pi.tick(30.0), UpdatePart)] == [0]
+
+
+def test_a_reminder_does_not_make_it_hasty_while_parts_are_under_way() -> None:
+    pi = sending()
+    for now in (5.0, 15.0):
+        pi.tick(now)
+    assert pi.next_deadline == 35.0
+    pi.hear(call(), 16.0)
+    assert pi.next_deadline == 30.0
 
 
 # ------------------------------------------------------------------ an update of many parts
@@ -495,6 +512,13 @@ def test_a_new_run_buries_the_old_one() -> None:
     assert pi.hear(call(99), 2.0) == []
     assert pi.call is not None
     assert pi.call.run == "s"
+
+
+def test_a_model_that_is_not_whole_ends_with_its_run() -> None:
+    pi = fetching(call(model=LONG))
+    pi.hear(model_part(LONG_CUT, 0), 0.0)
+    pi.hear(call(phase=Phase.FINISHED), 1.0)
+    assert len(pi._models) == 0
 
 
 def test_only_the_last_runs_are_remembered() -> None:

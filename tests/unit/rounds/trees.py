@@ -81,7 +81,7 @@ def model_part(cut: Cut, index: int = 0) -> ModelPart:
 
 def update_parts(
     call: RoundCall,
-    sender: str,
+    child: str,
     delta: Weights | bytes,
     weight: int,
     *,
@@ -89,7 +89,7 @@ def update_parts(
     part_size: int = 256 * 1024,
     **other: Any,
 ) -> list[UpdatePart]:
-    """Return an update as its sender sends it; `other` are fields of the update inside that shall differ."""
+    """Return an update as a child sends it; `other` are fields of the update inside that shall differ."""
     if isinstance(delta, bytes):
         payload = delta
     elif call.plan.kind is Kind.EVALUATE:
@@ -97,8 +97,8 @@ def update_parts(
     else:
         zero = {name: np.zeros_like(array) for name, array in delta.items()}
         payload = MATH.encode_delta(delta, zero, call.codec, 0)
-    fields = {"run": call.run, "round": call.round, "sender": sender, "base": call.model.digest, "weight": weight}
-    update = Update(**{**fields, "payload": payload, "tallies": tallies or {}, **other})  # type: ignore[arg-type]
+    fields = {"run": call.run, "round": call.round, "sender": child, "base": call.model.digest, "weight": weight}
+    update = Update(**{**fields, "payload": payload, "tallies": tallies or {}, **other})
     cut = Cut.of(wire.pack_update(update), part_size)
     return [
         UpdatePart(

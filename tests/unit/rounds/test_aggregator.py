@@ -1,0 +1,829 @@
+from dataclasses import replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hfl_mqtt.errors import Misuse
+from hfl_mqtt.protocol.blobs import digest
+from hfl_mqtt.protocol.messages import (
+    MAX_WEIGHT,
+    Decline,
+    Kind,
+    Manifest,
+    ModelPart,
+    Phase,
+    Plan,
+    Receipt,
+    RoundCall,
+    State,
+    StateName,
+    Tally,
+    UpdatePart,
+    Want,
+    WantModel,
+)
+from hfl_mqtt.protocol.wire import unpack_update
+from hfl_mqtt.rounds import cohort
+from hfl_mqtt.rounds.actions import Action, ClearSlots, Send
+from hfl_mqtt.rounds.aggregator import Aggregator, Outcome
+from tests.unit.rounds.trees import (
+    LOST,
+    MATH,
+    PLAN,
+    READY,
+    noted,
+    notes,
+    of,
+    quick,
+    said,
+    update_parts,
+    values,
+    weights,
+)
+
+A, B, C, D = (f"cloud/{name}" for name in "abcd")
+EVALUATE = Plan(kind=Kind.EVALUATE, task="t")
+
+
+class Cloud(Aggregator):
+    """An aggregator with a shorter mouth for these tests: it opens, and hears updates of one part."""
+
+    def __init__(self, *children: str, model: dict[str, Any] | None = None, **options: Any) -> None:
+        super().__init__(path="cloud", arithmetic=MATH, **options)
+        for child in children:
+            self.hear(READY, child, 0.0)
+        self.offer(run="r", version=0, weights=model or weights(1.0))
+
+    def begin(
+        self, *round_id: int, plan: Plan = PLAN, now: float = 0.0, seed: int = 0, run: str = "r", **tier: Any
+    ) -> RoundCall:
+        actions = self.open(run=run, round_id=round_id or (1,), plan=plan, tier=quick(**tier), seed=seed, now=now)
+        (call,) = said(actions, RoundCall)
+        return call
+
+    def get(self, call: RoundCall, child: str, delta: float, weight: int, now: float, **other: Any) -> list[Action]:
+        (part,) = update_parts(call, child, weights(delta), weight, **other)
+        return self.hear(part, child, now)
+
+    def result(self) -> Outcome:
+        outcome = self.take_outcome()
+        assert outcome is not None
+        return outcome
+
+
+def receipts(actions: list[Action]) -> list[tuple[str | None, bool, str]]:
+    return [
+        (action.to, action.message.accepted, action.message.reason)
+        for action in actions
+        if isinstance(action, Send) and isinstance(action.message, Receipt)
+    ]
+
+
+def closed(actions: list[Action]) -> bool:
+    return [call.phase for call in said(actions, RoundCall)][-1:] == [Phase.CLOSED]
+
+
+# ------------------------------------------------------------------ opening
+
+
+def test_a_call_says_all_that_a_child_needs() -> None:
+    cloud = Cloud(A, B, C, boot=4)
+    call = cloud.begin(12, quorum=0.5, open_for_s=60.0)
+    assert (call.run, call.round, call.phase, call.boot) == ("r", (12,), Phase.OPEN, 4)
+    assert (call.asked, call.quorum, call.open_for_s, call.plan) == (3, 2, 60.0, PLAN)
+    assert call.model.digest == MATH.digest(weights(1.0))
+    assert cloud.is_open
+
+
+def test_a_round_needs_a_model_and_no_other_open_round() -> None:
+    bare = Aggregator(path="cloud", arithmetic=MATH)
+    with pytest.raises(Misuse):
+        bare.open(run="r", round_id=(1,), plan=PLAN, tier=quick(), seed=0, now=0.0)
+    cloud = Cloud(A)
+    cloud.begin(1)
+    with pytest.raises(Misuse):
+        cloud.begin(2)
+
+
+def test_the_model_is_in_its_slots_before_the_manifest_names_it() -> None:
+    cloud = Aggregator(path="cloud", arithmetic=MATH)
+    actions = cloud.offer(run="r", version=3, weights=weights(1.0))
+    part, manifest = (action.message for action in of(actions, Send))
+    assert isinstance(part, ModelPart)
+    assert isinstance(manifest, Manifest)
+    assert (part.blob, part.count, part.size) == (manifest.blob, manifest.parts, manifest.size)
+    assert (manifest.version, manifest.digest) == (3, MATH.digest(weights(1.0)))
+
+
+def test_a_model_that_is_in_the_slots_is_not_sent_again() -> None:
+    cloud = Cloud()
+    assert cloud.offer(run="r", version=1, weights=weights(1.0)) == []
+    assert cloud.offer(run="other", version=0, weights=weights(1.0)) != []
+
+
+def test_only_children_that_are_there_are_asked() -> None:
+    cloud = Cloud(A, B, C)
+    cloud.hear(State(state=StateName.SLEEPING, boot=1), B, 0.0)
+    cloud.hear(LOST, C, 0.0)
+    assert cloud.present == [A]
+    assert cloud.begin().asked == 1
+
+
+def test_a_sampled_cohort_is_the_one_that_each_child_works_out_for_itself() -> None:
+    cloud = Cloud(A, B, C, D)
+    call = cloud.begin(fraction=0.5, quorum=1.0)
+    assert (call.asked, call.quorum) == (2, 2)
+    asked = [child for child in (A, B, C, D) if cohort.is_asked(call.draw, (1,), child)]
+    assert len(asked) == 2
+    for child in asked:
+        actions = cloud.get(call, child, 1.0, 1, 1.0)
+    assert closed(actions)
+
+
+def test_an_update_of_a_child_that_was_not_asked_is_refused() -> None:
+    cloud = Cloud(A, B, C, D)
+    call = cloud.begin(fraction=0.25)
+    other = next(child for child in (A, B, C, D) if not cohort.is_asked(call.draw, (1,), child))
+    actions = cloud.get(call, other, 1.0, 1, 1.0)
+    assert receipts(actions) == [(other, False, "not asked in this round")]
+    assert cloud.is_open
+
+
+# ------------------------------------------------------------------ quorum, grace, deadline
+
+
+def test_the_mean_is_weighted_by_samples() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin()
+    actions = cloud.get(call, A, 4.0, 3, 1.0)
+    assert receipts(actions) == [(A, True, "")]
+    assert closed(cloud.get(call, B, -4.0, 1, 2.0))
+    outcome = cloud.result()
+    assert values(outcome.weights) == [3.0]  # 1 + (3 x 4 - 1 x 4) / 4
+    assert (outcome.accepted, outcome.is_missed, outcome.missing) == ({A: 3, B: 1}, False, ())
+    assert outcome.seconds == 2.0
+    assert cloud.take_outcome() is None
+
+
+def test_the_model_is_the_same_to_the_last_bit_in_any_order_of_arrival() -> None:
+    deltas = {A: (0.1, 7), B: (-0.3, 11), C: (1e-6, 13), D: (0.7, 1)}
+    models = set()
+    for order in permutations(deltas):
+        cloud = Cloud(*deltas)
+        call = cloud.begin()
+        for child in order:
+            cloud.get(call, child, *deltas[child], now=1.0)
+        models.add(MATH.digest(cloud.result().weights))
+    assert len(models) == 1
+
+
+def test_a_round_closes_at_once_when_all_are_in() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin()
+    assert not closed(cloud.get(call, A, 1.0, 1, 1.0))
+    assert closed(cloud.get(call, B, 1.0, 1, 1.0))
+    assert (cloud.is_open, cloud.next_deadline) == (False, None)
+
+
+def test_after_the_quorum_the_others_have_a_grace_period() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=1, grace_s=2.0)
+    cloud.get(call, A, 1.0, 1, 3.0)
+    assert cloud.next_deadline == 5.0
+    assert not closed(cloud.tick(4.9))
+    assert closed(cloud.tick(5.0))
+    outcome = cloud.result()
+    assert (outcome.accepted, outcome.missing, outcome.is_missed) == ({A: 1}, (B,), False)
+    assert outcome.waited_for() == "cloud/b (no answer)"
+
+
+def test_below_the_quorum_nothing_but_the_deadline_ends_it() -> None:
+    cloud = Cloud(A, B, C)
+    call = cloud.begin(quorum=2)
+    cloud.get(call, A, 1.0, 1, 1.0)
+    assert not closed(cloud.tick(9.9))
+    assert closed(cloud.tick(10.0))
+    outcome = cloud.result()
+    assert outcome.is_missed
+    assert values(outcome.weights) == [1.0]
+    assert outcome.missing == (B, C)
+
+
+def test_a_missed_deadline_is_extended_and_what_was_accepted_stays() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=2, retries=1)
+    cloud.get(call, A, 3.0, 1, 1.0)
+    actions = cloud.tick(10.0)
+    assert noted(actions, "extended")["waiting_for"] == [B]
+    assert call in said(actions, RoundCall)
+    assert closed(cloud.get(call, B, 5.0, 1, 15.0))
+    assert values(cloud.result().weights) == [5.0]
+
+
+def test_when_the_retries_are_used_up_the_round_is_missed() -> None:
+    cloud = Cloud(A, B)
+    cloud.begin(quorum=1, retries=2)
+    ended_at = []
+    now = 0.0
+    while cloud.is_open:
+        now = cloud.next_deadline or 0.0
+        if closed(cloud.tick(now)):
+            ended_at.append(now)
+    assert ended_at == [30.0]
+    assert cloud.result().is_missed
+
+
+def test_a_round_without_children_ends_too() -> None:
+    cloud = Cloud()
+    call = cloud.begin()
+    assert (call.asked, call.quorum) == (0, 1)
+    assert closed(cloud.tick(10.0))
+    assert cloud.result().is_missed
+
+
+def test_who_has_not_answered_is_reminded_ever_more_seldom() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin(open_for_s=1000.0)
+    reminded_at = [at for at in range(1, 400) if call in said(cloud.tick(float(at)), RoundCall)]
+    assert reminded_at == [10, 30, 70, 130, 190, 250, 310, 370]
+
+
+def test_nobody_is_reminded_when_all_have_answered() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=2)
+    cloud.get(call, A, 1.0, 1, 1.0)
+    cloud.hear(Decline(run="r", round=(1,), reason="no data"), B, 1.0)
+    assert said(cloud.tick(9.9), RoundCall) == []
+
+
+def test_a_model_is_applied_only_in_rounds_that_train() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin(plan=EVALUATE)
+    tallies = {"rmse": Tally(total=8.0, count=2, is_root=True)}
+    assert closed(cloud.get(call, A, 0.0, 0, 1.0, tallies=tallies))
+    outcome = cloud.result()
+    assert values(outcome.weights) == [1.0]
+    assert outcome.tallies["rmse"].value == 2.0
+    assert outcome.accepted == {A: 0}
+
+
+def test_an_evaluation_that_carries_weights_is_refused() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin(plan=EVALUATE)
+    assert receipts(cloud.get(call, A, 0.0, 1, 1.0)) == [(A, False, "an evaluation carries no weights")]
+
+
+def test_tallies_add_up_over_the_children() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin()
+    cloud.get(call, A, 0.0, 1, 1.0, tallies={"loss": Tally(total=3.0, count=1)})
+    cloud.get(call, B, 0.0, 1, 1.0, tallies={"loss": Tally(total=1.0, count=3), "acc": Tally(total=1.0, count=2)})
+    tallies = cloud.result().tallies
+    assert {name: tally.value for name, tally in tallies.items()} == {"loss": 1.0, "acc": 0.5}
+
+
+# ------------------------------------------------------------------ children that come and go
+
+
+def test_a_child_that_joins_an_open_round_is_asked_too() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin(quorum=1.0)
+    assert notes(cloud.hear(READY, B, 1.0)) == ["joined"]
+    assert not closed(cloud.get(call, A, 1.0, 1, 2.0))
+    assert closed(cloud.get(call, B, 3.0, 1, 3.0))
+    assert values(cloud.result().weights) == [3.0]
+
+
+def test_a_child_whose_state_was_never_heard_is_known_by_its_update() -> None:
+    cloud = Cloud()
+    call = cloud.begin()
+    assert closed(cloud.get(call, A, 1.0, 1, 1.0))
+    assert cloud.present == [A]
+
+
+def test_a_child_known_by_its_first_part_is_waited_for() -> None:
+    cloud = large(A)
+    call = cloud.begin(quorum=1)
+    cloud.hear(many_parts(call, B)[0], B, 1.0)
+    cloud.hear(many_parts(call, A)[0], A, 1.0)
+    for part in many_parts(call, A)[1:]:
+        actions = cloud.hear(part, A, 1.0)
+    assert not closed(actions)
+    assert closed(cloud.tick(3.0))
+    assert cloud.result().missing == (B,)
+
+
+def test_a_child_that_joins_in_the_grace_period_does_not_take_the_quorum_back() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=0.5, retries=3)
+    cloud.get(call, A, 1.0, 1, 1.0)
+    cloud.hear(READY, C, 1.5)  # half of three would be two
+    assert cloud.next_deadline == 3.0
+    assert closed(cloud.tick(3.0))
+    outcome = cloud.result()
+    assert (outcome.is_missed, outcome.accepted, outcome.missing) == (False, {A: 1}, (B, C))
+
+
+def test_a_child_that_is_lost_is_not_waited_for_once_the_quorum_is_in() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=1)
+    cloud.get(call, A, 1.0, 1, 1.0)
+    actions = cloud.hear(LOST, B, 1.5)
+    assert notes(actions)[0] == "lost"
+    assert closed(actions)
+    assert cloud.result().missing == (B,)
+
+
+def test_a_child_that_comes_back_is_waited_for_again() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=2)
+    cloud.hear(LOST, B, 1.0)
+    cloud.get(call, A, 1.0, 1, 2.0)
+    cloud.hear(State(state=StateName.READY, boot=2), B, 3.0)
+    assert closed(cloud.get(call, B, 1.0, 1, 4.0))
+    assert not cloud.result().is_missed
+
+
+def test_a_late_will_of_an_old_session_does_not_bury_a_living_child() -> None:
+    cloud = Cloud()
+    cloud.hear(State(state=StateName.READY, boot=2), A, 0.0)
+    assert notes(cloud.hear(State(state=StateName.LOST, boot=1), A, 1.0)) == ["late_will"]
+    assert cloud.present == [A]
+    assert notes(cloud.hear(State(state=StateName.LOST, boot=2), A, 2.0)) == ["lost"]
+    assert cloud.present == []
+
+
+def test_a_child_whose_card_was_written_anew_counts_its_boots_from_one_and_is_heard() -> None:
+    cloud = Cloud()
+    cloud.hear(State(state=StateName.READY, boot=57), A, 0.0)
+    cloud.hear(State(state=StateName.LOST, boot=57), A, 1.0)
+    assert notes(cloud.hear(READY, A, 2.0)) == ["joined"]
+    assert cloud.present == [A]
+    assert notes(cloud.hear(LOST, A, 3.0)) == ["lost"]
+
+
+def test_joining_twice_is_said_once() -> None:
+    cloud = Cloud(A)
+    assert cloud.hear(READY, A, 1.0) == []
+    assert cloud.hear(State(state=StateName.TRAINING, boot=1), A, 2.0) == []
+    assert notes(cloud.hear(State(state=StateName.DISCONNECTED, boot=1), A, 3.0)) == ["left"]
+
+
+@pytest.mark.parametrize("stranger", ["cloud", "cloud/a/pi", "other/a", "clouds/a", "a"])
+def test_a_stranger_is_not_listened_to(stranger: str) -> None:
+    cloud = Cloud()
+    call = cloud.begin()
+    assert notes(cloud.hear(READY, stranger, 1.0)) == ["stranger"]
+    assert cloud.present == []
+    assert notes(cloud.hear(Decline(run="r", round=(1,), reason=""), stranger, 1.0)) == ["stranger"]
+    (part,) = update_parts(call, stranger, weights(1.0), 1)
+    assert notes(cloud.hear(part, stranger, 1.0)) == ["stranger"]
+    assert cloud.is_open
+
+
+# ------------------------------------------------------------------ declines
+
+
+def test_who_declined_is_not_waited_for_and_stands_in_the_outcome_with_the_reason() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=1)
+    cloud.get(call, A, 1.0, 1, 1.0)
+    actions = cloud.hear(Decline(run="r", round=(1,), reason="no data"), B, 2.0)
+    assert notes(actions) == ["declined", "closed"]
+    assert cloud.result().waited_for() == "cloud/b (no data)"
+
+
+def test_a_decline_heard_twice_is_counted_once() -> None:
+    cloud = Cloud(A, B)
+    cloud.begin()
+    assert notes(cloud.hear(Decline(run="r", round=(1,), reason="no data"), B, 1.0)) == ["declined"]
+    assert cloud.hear(Decline(run="r", round=(1,), reason="no data"), B, 2.0) == []
+
+
+def test_an_update_after_a_decline_counts() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin()
+    cloud.hear(Decline(run="r", round=(1,), reason="busy"), A, 1.0)
+    assert closed(cloud.get(call, A, 1.0, 1, 2.0))
+    assert cloud.result().declined == {}
+
+
+def test_a_decline_after_an_update_does_not_take_it_back() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin()
+    cloud.get(call, A, 1.0, 1, 1.0)
+    assert notes(cloud.hear(Decline(run="r", round=(1,), reason="no"), A, 2.0)) == ["decline_out_of_place"]
+
+
+@pytest.mark.parametrize(("run", "round_id"), [("other", (1,)), ("r", (2,)), ("r", (1, 1))])
+def test_a_decline_of_another_round_changes_nothing(run: str, round_id: tuple[int, ...]) -> None:
+    cloud = Cloud(A)
+    decline = Decline(run=run, round=round_id, reason="")
+    assert notes(cloud.hear(decline, A, 1.0)) == ["decline_out_of_place"]
+    cloud.begin()
+    assert notes(cloud.hear(decline, A, 1.0)) == ["decline_out_of_place"]
+
+
+# ------------------------------------------------------------------ updates that must not count
+
+
+def test_an_update_sent_twice_counts_once_and_has_its_receipt_again() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin()
+    cloud.get(call, A, 2.0, 1, 1.0)
+    actions = cloud.get(call, A, 2.0, 1, 2.0)
+    assert (receipts(actions), notes(actions)) == ([(A, True, "")], ["duplicate"])
+    cloud.get(call, B, 4.0, 1, 3.0)
+    assert values(cloud.result().weights) == [4.0]  # 1 + (2 + 4) / 2
+
+
+def test_another_update_of_the_same_child_counts_no_second_time() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin()
+    cloud.get(call, A, 2.0, 1, 1.0)
+    assert receipts(cloud.get(call, A, 100.0, 50, 2.0)) == [(A, True, "")]
+    cloud.get(call, B, 4.0, 1, 3.0)
+    outcome = cloud.result()
+    assert (values(outcome.weights), outcome.accepted) == ([4.0], {A: 1, B: 1})
+
+
+def test_after_the_close_a_child_without_a_receipt_gets_it_again() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin()
+    cloud.get(call, A, 1.0, 1, 1.0)
+    actions = cloud.get(call, A, 1.0, 1, 2.0)
+    assert (receipts(actions), notes(actions)) == ([(A, True, "")], ["late"])
+
+
+def test_an_update_that_comes_too_late_is_told_so() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=1)
+    cloud.get(call, A, 1.0, 1, 1.0)
+    cloud.tick(3.0)
+    assert receipts(cloud.get(call, B, 1.0, 1, 4.0)) == [(B, False, "too late: g1 is closed")]
+    cloud.begin(2, now=5.0)
+    actions = cloud.get(call, B, 1.0, 1, 6.0)
+    assert receipts(actions) == [(B, False, "too late: g1 is closed")]
+    assert said(actions, Receipt)[0].round == (1,)
+    assert cloud.is_open
+
+
+def test_only_the_first_part_of_a_late_update_is_answered() -> None:
+    cloud = Cloud(A, model=weights(*range(50)))
+    call = cloud.begin()
+    parts = update_parts(call, A, np.arange(50, dtype=np.float32).tobytes(), 1, part_size=100)
+    cloud.tick(10.0)
+    assert [len(receipts(cloud.hear(part, A, 11.0))) for part in parts] == [1] + [0] * (len(parts) - 1)
+
+
+def test_an_update_from_another_model_is_refused() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin()
+    (part,) = update_parts(call, A, weights(1.0), 1)
+    actions = cloud.hear(replace(part, base="0" * 64), A, 1.0)
+    assert receipts(actions) == [(A, False, "foreign base: this update starts from another model")]
+
+
+@pytest.mark.parametrize(
+    ("delta", "weight", "reason"),
+    [
+        (weights(1.0, 2.0), 1, "'w' is float32[2], expected float32[1]"),
+        ({"v": np.ones(1, np.float32)}, 1, "'w' is missing"),
+        ({"w": np.ones(1, np.float64)}, 1, "'w' is float64[1], expected float32[1]"),
+        (weights(1.0), 0, "weight 0: must be positive"),
+        (b"junk", 1, "not a payload"),
+        (b"", 1, "not a payload"),
+        (weights(3e38), MAX_WEIGHT, "the range of a sum"),
+    ],
+)
+def test_an_update_that_does_not_fit_is_refused_with_the_reason(delta: Any, weight: int, reason: str) -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=1)
+    (part,) = update_parts(call, A, delta, weight)
+    actions = cloud.hear(part, A, 1.0)
+    ((to, accepted, said_why),) = receipts(actions)
+    assert (to, accepted) == (A, False)
+    assert reason in said_why
+    assert noted(actions, "refused")["reason"] == said_why
+    assert closed(cloud.get(call, B, 2.0, 1, 2.0)), "the round goes on without it"
+    outcome = cloud.result()
+    assert values(outcome.weights) == [3.0]
+    assert outcome.declined == {A: f"refused: {said_why}"}
+
+
+def nan_parts(call: RoundCall, sender: str) -> list[UpdatePart]:
+    """Encode a delta that our own encoder refuses to encode: take a legal one and turn its value into NaN."""
+    raw = replace(call, codec="raw")
+    (part,) = update_parts(raw, sender, weights(1.0), 1)
+    payload = unpack_update(part.data).payload
+    one, nan = np.float32(1.0).tobytes(), np.float32(np.nan).tobytes()
+    assert payload.count(one) == 1
+    return update_parts(raw, sender, payload.replace(one, nan), 1)
+
+
+def test_nan_is_refused_once_and_the_round_goes_on() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=1, codec="raw")
+    (part,) = nan_parts(call, A)
+    actions = cloud.hear(part, A, 1.0)
+    assert receipts(actions) == [(A, False, "'w' holds NaN or infinity")]
+    again = cloud.hear(part, A, 1.5)
+    assert (receipts(again), notes(again)) == (receipts(actions), ["duplicate"])
+    assert closed(cloud.get(call, B, 2.0, 1, 2.0))
+    assert values(cloud.result().weights) == [3.0]
+
+
+def test_after_a_refusal_a_right_update_counts() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin()
+    (junk,) = update_parts(call, A, b"junk", 1)
+    cloud.hear(junk, A, 1.0)
+    assert closed(cloud.get(call, A, 1.0, 1, 2.0))
+    outcome = cloud.result()
+    assert (outcome.accepted, outcome.declined) == ({A: 1}, {})
+
+
+def test_an_update_in_another_codec_is_refused() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin(codec="raw | zstd")
+    (part,) = update_parts(replace(call, codec="fp16"), A, weights(1.0), 1)
+    ((_, accepted, reason),) = receipts(cloud.hear(part, A, 1.0))
+    assert not accepted
+    assert reason == "coded in 'fp16', asked was 'raw | zstd'"
+
+
+@pytest.mark.parametrize("other", [{"run": "s"}, {"round": (2,)}, {"sender": B}, {"base": "0" * 64}])
+def test_an_update_that_is_another_one_inside_is_refused(other: dict[str, Any]) -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin()
+    actions = cloud.get(call, A, 1.0, 1, 1.0, **other)
+    assert receipts(actions) == [(A, False, "the update inside is another one than its parts said")]
+
+
+def test_bytes_that_are_no_update_are_refused() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin()
+    (part,) = update_parts(call, A, weights(1.0), 1)
+    actions = cloud.hear(replace(part, blob="0" * 64), A, 1.0)
+    assert receipts(actions) == [(A, False, "a blob does not hash to its name")]
+    junk = replace(part, data=b"junk", size=4, blob=digest(b"junk"))
+    ((_, accepted, reason),) = receipts(cloud.hear(junk, A, 2.0))
+    assert not accepted
+    assert reason.startswith("Update is not msgpack")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Tally(total=1.0, count=1), Tally(total=1.0, count=1, is_root=True)),
+        (Tally(total=1.7e308, count=1), Tally(total=1.7e308, count=1)),
+        (Tally(total=1.0, count=2**53), Tally(total=1.0, count=2**53)),
+    ],
+)
+def test_a_score_that_cannot_be_added_is_refused_and_adds_nothing(first: Tally, second: Tally) -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=1)
+    cloud.get(call, A, 2.0, 1, 1.0, tallies={"acc": first})
+    actions = cloud.get(call, B, 4.0, 1, 2.0, tallies={"acc": second})
+    ((to, accepted, reason),) = receipts(actions)
+    assert (to, accepted) == (B, False)
+    assert reason.startswith("metric 'acc': ")
+    outcome = cloud.result()
+    assert (outcome.tallies, values(outcome.weights)) == ({"acc": first}, [3.0])
+
+
+def test_children_with_ever_other_metrics_are_refused_in_the_end() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=1)
+    one = Tally(total=1.0, count=1)
+    cloud.get(call, A, 2.0, 1, 1.0, tallies={f"a{number}": one for number in range(16)})
+    actions = cloud.get(call, B, 2.0, 1, 1.0, tallies={"b": one})
+    assert receipts(actions) == [(B, False, "17 metrics, at most 16")]
+
+
+def test_weights_that_together_would_not_fit_an_update_upwards_are_refused() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(quorum=1)
+    cloud.get(call, A, 0.0, MAX_WEIGHT, 1.0)
+    ((to, accepted, _),) = receipts(cloud.get(call, B, 0.0, 1, 1.0))
+    assert (to, accepted) == (B, False)
+
+
+# ------------------------------------------------------------------ updates of many parts
+
+
+def many_parts(call: RoundCall, child: str) -> list[UpdatePart]:
+    delta = {"w": np.random.default_rng(0).standard_normal(500).astype(np.float32)}
+    return update_parts(call, child, delta, 1, part_size=200)
+
+
+def large(*children: str, **options: Any) -> Cloud:
+    return Cloud(*children, model={"w": np.zeros(500, np.float32)}, **options)
+
+
+def test_an_update_of_many_parts_is_fetched_a_few_at_a_time() -> None:
+    cloud = large(A)
+    call = cloud.begin()
+    parts = many_parts(call, A)
+    assert len(parts) > 8
+    under_way = parts[:4]
+    most = 4
+    while under_way:
+        actions = cloud.hear(under_way.pop(0), A, 1.0)
+        under_way += [parts[index] for want in said(actions, Want) for index in want.parts]
+        most = max(most, len(under_way))
+    assert closed(actions)
+    assert most == 4
+    assert [action.to for action in of(actions, Send) if isinstance(action.message, Want | Receipt)] == [A]
+
+
+def test_parts_that_got_lost_are_asked_for() -> None:
+    cloud = large(A)
+    call = cloud.begin(open_for_s=100.0)
+    parts = many_parts(call, A)
+    for index, part in enumerate(parts):
+        if index not in (2, 5):
+            cloud.hear(part, A, 1.0)
+    assert cloud.next_deadline == 6.0
+    (want,) = said(cloud.tick(6.0), Want)
+    assert want == Want(blob=parts[0].blob, parts=(2, 5))
+    cloud.hear(parts[5], A, 7.0)
+    assert closed(cloud.hear(parts[2], A, 7.0))
+
+
+def test_the_deadline_moves_on_while_parts_arrive() -> None:
+    cloud = large(A)
+    call = cloud.begin(open_for_s=10.0, retries=0)
+    parts = many_parts(call, A)
+    for index, part in enumerate(parts[:-1]):
+        now = 9.0 * index
+        assert not closed(cloud.tick(now))
+        cloud.hear(part, A, now)
+    assert now > 60.0
+    assert closed(cloud.hear(parts[-1], A, now + 9.0))
+    assert not cloud.result().is_missed
+
+
+def test_without_progress_the_deadline_stands() -> None:
+    cloud = large(A)
+    call = cloud.begin(open_for_s=10.0, retries=0)
+    cloud.hear(many_parts(call, A)[0], A, 1.0)
+    while cloud.is_open:
+        now = cloud.next_deadline
+        assert now is not None
+        actions = cloud.tick(now)
+    assert closed(actions)
+    assert now == 40.0  # at 10 s there had been progress within 30 s
+
+
+def test_an_update_in_parts_whose_child_leaves_goes_on_when_it_is_back() -> None:
+    cloud = large(A)
+    call = cloud.begin(open_for_s=100.0)
+    parts = many_parts(call, A)
+    for part in parts[:5]:
+        cloud.hear(part, A, 1.0)
+    cloud.hear(LOST, A, 2.0)
+    cloud.hear(State(state=StateName.READY, boot=1), A, 50.0)
+    actions = cloud.hear(parts[0], A, 51.0)  # the probe
+    assert said(actions, Want) == [Want(blob=parts[0].blob, parts=(5, 6, 7, 8))]
+
+
+def test_where_there_is_no_room_an_update_waits_and_is_not_refused() -> None:
+    cloud = large(A, B, max_under_way=1)
+    call = cloud.begin()
+    mine, yours = many_parts(call, A), many_parts(call, B)
+    cloud._updates._max_total = mine[0].size
+    cloud.hear(mine[0], A, 1.0)
+    actions = cloud.hear(yours[0], B, 1.0)
+    assert (notes(actions), receipts(actions)) == (["no_room"], [])
+    for part in mine[1:]:
+        cloud.hear(part, A, 2.0)
+    for part in yours:
+        actions = cloud.hear(part, B, 3.0)
+    assert closed(actions)
+    assert cloud.result().accepted == {A: 1, B: 1}
+
+
+def test_an_update_larger_than_the_model_can_need_is_refused_by_its_first_part() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin()
+    part = update_parts(call, A, bytes(100_000), 1, part_size=1000)[0]
+    ((_, accepted, reason),) = receipts(cloud.hear(part, A, 1.0))
+    assert not accepted
+    assert "at most" in reason
+
+
+def test_nothing_of_a_round_is_kept_after_it() -> None:
+    cloud = large(A)
+    call = cloud.begin()
+    cloud.hear(many_parts(call, A)[0], A, 1.0)
+    cloud.cancel("enough")
+    assert (len(cloud._updates), cloud.next_deadline) == (0, None)
+
+
+# ------------------------------------------------------------------ the model in its slots
+
+
+def big(seed: int, floats: int) -> dict[str, Any]:
+    return {"w": np.random.default_rng(seed).standard_normal(floats).astype(np.float32)}
+
+
+FLOATS_A_PART = 256 * 1024 // 4
+
+
+def test_a_model_larger_than_a_part_lies_in_several_slots() -> None:
+    cloud = Aggregator(path="cloud", arithmetic=MATH)
+    actions = cloud.offer(run="r", version=0, weights=big(0, 2 * FLOATS_A_PART))
+    parts, (manifest,) = said(actions, ModelPart), said(actions, Manifest)
+    assert [part.index for part in parts] == [0, 1, 2][: manifest.parts]
+    assert manifest.parts == len(parts) >= 2
+    assert b"".join(part.data for part in parts) == MATH.encode_model(big(0, 2 * FLOATS_A_PART))
+
+
+def test_a_child_that_misses_parts_of_the_model_gets_them_again() -> None:
+    cloud = Aggregator(path="cloud", arithmetic=MATH)
+    offered = said(cloud.offer(run="r", version=0, weights=big(0, 3 * FLOATS_A_PART)), ModelPart)
+    actions = cloud.hear(WantModel(blob=offered[0].blob, parts=(2, 0)), A, 1.0)
+    assert said(actions, ModelPart) == [offered[0], offered[2]]
+
+
+def test_a_part_is_put_into_its_slot_again_once_however_many_ask() -> None:
+    cloud = Cloud(model=big(0, 2 * FLOATS_A_PART))
+    blob = said(cloud.connected(session_present=False), ModelPart)
+    assert blob == []  # nothing was called yet
+    assert cloud._model is not None
+    want = WantModel(blob=cloud._model.digest, parts=(1,) * 64)
+    assert len(said(cloud.hear(want, A, 10.0), ModelPart)) == 1
+    assert len(said(cloud.hear(want, B, 11.9), ModelPart)) == 0
+    assert len(said(cloud.hear(want, B, 12.0), ModelPart)) == 1
+
+
+def test_a_part_of_a_new_model_is_given_though_the_old_one_was_just_asked_for() -> None:
+    cloud = Cloud()
+    (old,) = said(cloud.offer(run="r", version=1, weights=weights(2.0)), Manifest)
+    assert said(cloud.hear(WantModel(blob=old.blob, parts=(0,)), A, 10.0), ModelPart)
+    (new,) = said(cloud.offer(run="r", version=2, weights=weights(3.0)), Manifest)
+    assert said(cloud.hear(WantModel(blob=new.blob, parts=(0,)), A, 10.5), ModelPart)
+
+
+def test_a_part_that_there_is_not_is_not_given() -> None:
+    cloud = Cloud()
+    assert cloud._model is not None
+    assert cloud.hear(WantModel(blob=cloud._model.digest, parts=(1, 4095)), A, 1.0) == []
+    assert notes(cloud.hear(WantModel(blob="0" * 64, parts=(0,)), A, 1.0)) == ["want_out_of_place"]
+    assert notes(Aggregator(path="cloud", arithmetic=MATH).hear(WantModel(blob="0" * 64, parts=()), A, 1.0)) == [
+        "want_out_of_place"
+    ]
+
+
+def test_when_the_model_shrinks_the_slots_behind_it_are_cleared() -> None:
+    cloud = Aggregator(path="cloud", arithmetic=MATH)
+    cloud.offer(run="r", version=0, weights=big(0, 3 * FLOATS_A_PART))
+    before = cloud._model.count if cloud._model is not None else 0
+    actions = cloud.offer(run="r", version=1, weights=weights(1.0))
+    assert of(actions, ClearSlots) == [ClearSlots(first=1, end=before)]
+    assert of(cloud.offer(run="r", version=2, weights=weights(2.0)), ClearSlots) == []
+    assert of(cloud.offer(run="r", version=3, weights=big(1, 3 * FLOATS_A_PART)), ClearSlots) == []
+
+
+def test_after_a_new_session_the_retained_is_said_again() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin()
+    assert cloud.connected(session_present=True) == []
+    actions = cloud.connected(session_present=False)
+    assert [type(action.message) for action in of(actions, Send)] == [ModelPart, Manifest, RoundCall]
+    assert said(actions, RoundCall) == [call]
+
+
+# ------------------------------------------------------------------ the end
+
+
+def test_a_cancelled_round_is_closed_without_an_outcome() -> None:
+    cloud = Cloud(A)
+    cloud.begin()
+    actions = cloud.cancel("the call from above ended")
+    assert (closed(actions), notes(actions)) == (True, ["abandoned"])
+    assert cloud.take_outcome() is None
+    assert cloud.cancel("again") == []
+
+
+def test_finish_tells_the_children_that_the_run_is_over() -> None:
+    cloud = Cloud(A)
+    cloud.begin()
+    assert [call.phase for call in said(cloud.finish("r"), RoundCall)] == [Phase.CLOSED, Phase.FINISHED]
+    assert cloud.finish("another") == []
+    assert said(cloud.connected(session_present=False), RoundCall)[0].phase is Phase.FINISHED
+
+
+def test_a_clock_that_jumps_back_only_makes_it_wait() -> None:
+    cloud = large(A)
+    call = cloud.begin(now=1000.0)
+    parts = many_parts(call, A)
+    cloud.hear(parts[0], A, 1001.0)
+    assert cloud.tick(0.0) == []
+    cloud.hear(WantModel(blob=call.model.blob, parts=(0,)), A, 0.0)
+    for part in parts[1:]:
+        actions = cloud.hear(part, A, 0.0)
+    assert closed(actions)

@@ -1,0 +1,190 @@
+"""No message from anyone, in any state, raises out of a node or stops it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hfl_mqtt.learning.contracts import Weights
+from hfl_mqtt.protocol.messages import (
+    MAX_WEIGHT,
+    Decline,
+    Draw,
+    Kind,
+    Metrics,
+    ModelPart,
+    Phase,
+    Plan,
+    Receipt,
+    RoundCall,
+    State,
+    StateName,
+    Tally,
+    Want,
+    WantModel,
+)
+from hfl_mqtt.rounds.actions import (
+    Action,
+    Connected,
+    Contribution,
+    Event,
+    Lost,
+    Received,
+    Work,
+    Worked,
+    WorkFailed,
+)
+from hfl_mqtt.rounds.nodes import ClientNode, CloudNode, EdgeNode, Node, Schedule
+from tests.unit.rounds.trees import (
+    CODEC,
+    MATH,
+    PLAN,
+    info,
+    manifest,
+    model_part,
+    of,
+    quick,
+    said,
+    update_parts,
+    weights,
+)
+
+EDGE, PI, PJ = "cloud/a", "cloud/a/i", "cloud/a/j"
+MODEL, CUT = manifest(weights(0.0))
+OTHER, OTHER_CUT = manifest(weights(*range(50)), part_size=100)
+ROUNDS = [("r", (1,)), ("r", (1, 1)), ("s", (2, 1))]
+DELTAS: list[Weights | bytes] = [weights(1.0), weights(1.0, 2.0), weights(3e38), b"", b"junk"]
+#: What a child answers where nothing was called.
+STRAY = RoundCall(
+    run="r",
+    round=(1,),
+    phase=Phase.OPEN,
+    asked=1,
+    quorum=1,
+    open_for_s=1.0,
+    codec=CODEC,
+    draw=Draw(),
+    plan=PLAN,
+    model=MODEL,
+)
+
+NODES: list[Callable[[], Node]] = [
+    lambda: ClientNode(path=EDGE, boot=1, info=info()),
+    lambda: EdgeNode(path=EDGE, boot=1, info=info("edge"), arithmetic=MATH),
+    lambda: CloudNode(
+        path="cloud",
+        boot=1,
+        info=info("cloud"),
+        arithmetic=MATH,
+        schedule=Schedule(run="r", rounds=2, plan=PLAN, tier=quick(), is_scored=True),
+        weights=weights(0.0),
+    ),
+]
+
+tallies = st.dictionaries(
+    st.sampled_from(["loss", "event", "version", "rmse"]),
+    st.builds(Tally, total=st.floats(-1e308, 1e308), count=st.floats(0, 2**53), is_root=st.booleans()),
+    max_size=3,
+)
+digests = st.sampled_from([CUT.digest, OTHER_CUT.digest, "0" * 64])
+indices = st.lists(st.integers(0, 5), max_size=64).map(tuple)
+calls = st.builds(
+    RoundCall,
+    run=st.sampled_from(["r", "s"]),
+    round=st.sampled_from([(1,), (2,), (1, 1), (1,) * 8]),
+    phase=st.sampled_from(Phase),
+    asked=st.just(1),
+    quorum=st.just(1),
+    open_for_s=st.just(1.0),
+    codec=st.sampled_from([CODEC, "fp16", "nonsense"]),
+    draw=st.sampled_from([Draw(), Draw(threshold=0)]),
+    plan=st.builds(
+        Plan,
+        kind=st.sampled_from(Kind),
+        task=st.just("t"),
+        tiers=st.lists(st.builds(quick, rounds=st.integers(1, 2)), max_size=2).map(tuple),
+    ),
+    model=st.sampled_from([MODEL, OTHER]),
+    boot=st.integers(1, 2),
+)
+others = st.one_of(
+    st.builds(State, state=st.sampled_from(StateName), boot=st.integers(0, 2)),
+    st.builds(Want, blob=digests, parts=indices),
+    st.builds(WantModel, blob=digests, parts=indices),
+    st.builds(
+        Receipt,
+        run=st.just("r"),
+        round=st.sampled_from([(1,), (1, 1)]),
+        base=st.just("0" * 64),
+        accepted=st.booleans(),
+    ),
+    st.builds(
+        ModelPart,
+        blob=digests,
+        index=st.integers(0, 3),
+        count=st.integers(1, 4),
+        size=st.integers(1, 9),
+        data=st.binary(min_size=1, max_size=9),
+    ),
+    st.sampled_from([model_part(CUT), *(model_part(OTHER_CUT, index) for index in range(OTHER_CUT.count))]),
+    st.sampled_from([info(), Metrics(values={}), MODEL]),
+)
+
+
+@st.composite
+def answers(draw: st.DrawFn, call: RoundCall) -> Any:
+    """What a child may say to a call, right or wrong."""
+    if draw(st.integers(0, 3)) == 0:
+        run, round_id = draw(st.sampled_from([*ROUNDS, (call.run, call.round)]))
+        return Decline(run=run, round=round_id, reason=draw(st.text(max_size=3)))
+    parts = update_parts(
+        call,
+        draw(st.sampled_from([PI, PJ, EDGE])),
+        draw(st.sampled_from(DELTAS)),
+        draw(st.sampled_from([0, 1, MAX_WEIGHT])),
+        tallies=draw(tallies),
+        part_size=draw(st.sampled_from([50, 1000])),
+    )
+    return draw(st.sampled_from(parts))
+
+
+def events(opened: RoundCall, works: list[Work]) -> st.SearchStrategy[Event]:
+    """What may happen to a node that has called `opened` and asked for `works`."""
+    messages = st.one_of(others, others, calls, answers(opened), answers(opened))
+    senders = st.sampled_from(["cloud", "cloud", EDGE, PI, PJ, "stranger"])
+    ids = st.sampled_from([work.work_id for work in works] or ["r/v0"])
+    result = st.builds(Contribution, payload=st.sampled_from([b"", b"x"]), weight=st.integers(0, 1), tallies=tallies)
+    links: list[Event] = [Lost(), Connected(), Connected(session_present=False)]
+    received = st.builds(Received, message=messages, sender=senders)
+    choices: list[st.SearchStrategy[Event]] = [received, received, received, st.sampled_from(links)]
+    if works:
+        choices += [
+            st.builds(Worked, work_id=ids, result=result),
+            st.builds(WorkFailed, work_id=ids, reason=st.just("")),
+        ]
+    return st.one_of(choices)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_whatever_is_said_a_node_neither_raises_nor_ticks_for_ever(data: st.DataObject) -> None:
+    node = data.draw(st.sampled_from(NODES))()
+    now, opened = 100.0, STRAY
+    works: list[Work] = []
+    actions: list[Action] = [*node.start(now), *node.handle(Connected(), now)]
+    for _ in range(data.draw(st.integers(1, 25))):
+        opened = [opened, *(call for call in said(actions, RoundCall) if call.phase is Phase.OPEN)][-1]
+        works += of(actions, Work)
+        now += data.draw(st.sampled_from([0.0, 0.1, 3.0, 30.0, 1000.0, -50.0]))
+        is_tick = data.draw(st.integers(0, 5)) == 0
+        actions = node.tick(now) if is_tick else node.handle(data.draw(events(opened, works)), now)
+    now = max(now, 0.0) + 1e5
+    for _ in range(3000):
+        deadline = node.next_deadline
+        if deadline is None or deadline > now + 1e5:
+            return
+        before, now = now, max(now, deadline)
+        node.tick(now)
+        after = node.next_deadline
+        assert after is None or after > before, "it would tick for ever at one moment"
