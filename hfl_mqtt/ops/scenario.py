@@ -126,8 +126,8 @@ def _run(
         seed=config.seed,
         plan=plan,
         tiers=(
-            {"quorum": "60 %", "open_for": f"{60 * edge_rounds} s", "grace": "10 s"},
-            {"quorum": "60 %", "open_for": "60 s", "grace": "5 s", "rounds": edge_rounds},
+            {"quorum": "60 %", "open_for": f"{60 * edge_rounds} s", "grace": "50 s"},
+            {"quorum": "60 %", "open_for": "60 s", "grace": "30 s", "rounds": edge_rounds},
         ),
     )
     if config.plan is not None:

@@ -678,7 +678,19 @@ def test_the_metrics_of_a_round_are_published_once() -> None:
     tree.run(100.0)
     (receipt,) = said(tree.actions("cloud"), Receipt)
     again = tree.nodes["cloud/i"].handle(Received(message=receipt, sender="cloud"), 101.0)
-    assert said(again, Metrics) == []
+    assert (len(again), notes(again)) == (1, ["receipt_out_of_place"])
+
+
+def test_the_clouds_own_scores_stand_beside_those_of_the_devices_in_every_round() -> None:
+    top = cloud(quick(), rounds=2)
+    train = towards({EDGE: (4.0, 1)})
+    own = Contribution(payload=b"", weight=0, tallies={"station_error": Tally(total=9.0, count=3)})
+    tree = Tree([top, device(EDGE)], lambda path, work: own if work.is_central else train(path, work))
+    tree.start(EDGE, "cloud")
+    tree.run(100.0)
+    published = said(tree.actions("cloud"), Metrics)
+    assert {metrics.values["round"] for metrics in published} == {"g1", "g2", "g3"}
+    assert all(metrics.values["station_error"] == 3.0 for metrics in published)
 
 
 def test_the_models_of_an_edge_have_rising_versions() -> None:
