@@ -18,7 +18,10 @@ from hfl_mqtt.protocol.wire import encode
 from hfl_mqtt.roles.shell import MetricValues, Shell, filters
 from hfl_mqtt.rounds.actions import Contribution, Event, Note, RunOver, Save, Work, Worked, WorkFailed
 from hfl_mqtt.rounds.arithmetic import Arithmetic
-from hfl_mqtt.rounds.nodes import ClientNode, CloudNode, EdgeNode, Node, Schedule
+from hfl_mqtt.rounds.client import ClientNode
+from hfl_mqtt.rounds.cloud import CloudNode, Schedule
+from hfl_mqtt.rounds.edge import EdgeNode
+from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.transport.faults import Faults, Wire
 from hfl_mqtt.transport.link import LinkEvent
 from hfl_mqtt.transport.memory import Bridge, MemoryBroker, MemoryLink, bridge

@@ -7,8 +7,10 @@ Durations are seconds; a deadline always travels as a duration, for boards witho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import field
 from enum import Enum
+from math import fsum
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -24,6 +26,8 @@ MAX_PARTS = 4096
 MAX_BLOB = PART_SIZE * MAX_PARTS
 #: Most samples behind one update.
 MAX_WEIGHT = 2**40
+#: Most that a metric adds up to; a million of them are still a float.
+MAX_TOTAL = 1e300
 #: Most metrics of one update.
 MAX_TALLIES = 16
 
@@ -189,6 +193,8 @@ class RoundCall:
     draw: Draw
     plan: Plan
     model: Manifest
+    #: Raised when a round that found no quorum is called again: who declined may try once more.
+    attempt: Count = 0
     #: How often the aggregator has been started; one that was restarted has forgotten who answered.
     boot: Count = 0
 
@@ -269,14 +275,25 @@ class ModelPart:
 class Tally:
     """A metric on its way up: a sum over examples and their number; `is_root` asks for the root of the mean."""
 
-    total: Number
+    total: Annotated[float, Field(ge=-MAX_TOTAL, le=MAX_TOTAL, allow_inf_nan=False)]
     count: Annotated[float, Field(ge=0, le=2**53, allow_inf_nan=False)]
     is_root: bool = False
 
-    def __add__(self, other: Tally) -> Tally:
-        if self.is_root != other.is_root:
+    @classmethod
+    def of(cls, tallies: Sequence[Tally]) -> Tally:
+        """Add tallies of one kind up, to the same bits in any order; beyond their bounds they stay at them.
+
+        Raises:
+            ValueError: some are roots and some are not, or there are none.
+        """
+        if len({tally.is_root for tally in tallies}) != 1:
             raise ValueError("a mean and a root mean do not add up")
-        return Tally(total=self.total + other.total, count=self.count + other.count, is_root=self.is_root)
+        total = fsum(tally.total for tally in tallies)
+        return cls(
+            total=min(max(total, -MAX_TOTAL), MAX_TOTAL),
+            count=min(fsum(tally.count for tally in tallies), 2.0**53),
+            is_root=tallies[0].is_root,
+        )
 
     @property
     def value(self) -> float | None:

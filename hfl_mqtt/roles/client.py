@@ -15,7 +15,7 @@ from hfl_mqtt.roles.runner import Runner
 from hfl_mqtt.roles.shell import MetricValues, Shell
 from hfl_mqtt.roles.workshop import Workshop
 from hfl_mqtt.rounds.actions import Note, Send
-from hfl_mqtt.rounds.nodes import ClientNode
+from hfl_mqtt.rounds.client import ClientNode
 
 #: How often a board with vitals publishes them between rounds, unless told otherwise.
 VITALS_EVERY_S = 60.0

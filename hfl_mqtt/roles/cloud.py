@@ -24,7 +24,7 @@ from hfl_mqtt.roles.process import Process, Record
 from hfl_mqtt.roles.runner import Runner
 from hfl_mqtt.roles.workshop import Workshop
 from hfl_mqtt.rounds.actions import Note, Save
-from hfl_mqtt.rounds.nodes import CloudNode, Schedule
+from hfl_mqtt.rounds.cloud import CloudNode, Schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from hfl_mqtt.protocol.messages import Info
 from hfl_mqtt.protocol.topics import parent
 from hfl_mqtt.roles.process import Process, Record
 from hfl_mqtt.roles.runner import Runner
-from hfl_mqtt.rounds.nodes import EdgeNode
+from hfl_mqtt.rounds.edge import EdgeNode
 
 #: Updates an aggregator lets the broker have outstanding with it.
 RECEIVE_MAXIMUM = 20

@@ -18,7 +18,7 @@ from hfl_mqtt.roles.runner import Runner
 from hfl_mqtt.roles.shell import MetricValues
 from hfl_mqtt.roles.workshop import Workshop
 from hfl_mqtt.rounds.actions import Note, RunOver, Save, Work
-from hfl_mqtt.rounds.nodes import Node
+from hfl_mqtt.rounds.node import Node
 
 #: Takes a node's path and a note: the journal, or a list in a test.
 Record = Callable[[str, Note], None]

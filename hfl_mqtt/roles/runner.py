@@ -16,7 +16,7 @@ from hfl_mqtt.errors import BrokerError, HflError
 from hfl_mqtt.protocol.wire import encode
 from hfl_mqtt.roles.shell import Shell, World, filters
 from hfl_mqtt.rounds.actions import Event
-from hfl_mqtt.rounds.nodes import Node
+from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.transport.link import Account, Down, LinkEvent, Rejected
 from hfl_mqtt.transport.mqtt import MqttLink
 

@@ -28,7 +28,8 @@ from hfl_mqtt.rounds.actions import (
     Work,
     note,
 )
-from hfl_mqtt.rounds.nodes import ClientNode, Node
+from hfl_mqtt.rounds.client import ClientNode
+from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.transport.link import Arrived, Down, Link, LinkEvent, Rejected, Up
 
 MetricValues = Mapping[str, int | float | str | None]

@@ -8,18 +8,16 @@ A peer's misbehaviour never raises here: it becomes a refusal with its reason an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hfl_mqtt.errors import Malformed, Misuse, Refused
-from hfl_mqtt.protocol.blobs import Cut, Full, Reassembler
+from hfl_mqtt.protocol.blobs import Full, Reassembler
 from hfl_mqtt.protocol.messages import (
     MAX_TALLIES,
     MAX_WEIGHT,
     Decline,
     Kind,
-    Manifest,
-    ModelPart,
     Phase,
     Plan,
     Receipt,
@@ -37,16 +35,15 @@ from hfl_mqtt.protocol.messages import (
 from hfl_mqtt.protocol.topics import is_child
 from hfl_mqtt.protocol.wire import unpack_update
 from hfl_mqtt.rounds import cohort
-from hfl_mqtt.rounds.actions import Action, ClearSlots, Note, Send, note
+from hfl_mqtt.rounds.actions import Action, Note, Send, note
 from hfl_mqtt.rounds.arithmetic import Accumulator, Arithmetic
+from hfl_mqtt.rounds.offer import Offer
 from hfl_mqtt.rounds.policy import Waiting, quorum_of
 
 REMIND_S = 10.0
 MAX_REMIND_S = 60.0
 #: While parts of an update keep arriving, a deadline moves on by this much; 256 KiB in this time are 70 kbit/s.
 PROGRESS_S = 30.0
-#: A part of the model is put into its slot again at most this often, however many children ask.
-REPUBLISH_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +60,11 @@ class Outcome:
     missing: tuple[str, ...]
     tallies: dict[str, Tally]
     seconds: float
+
+    @property
+    def absent(self) -> int:
+        """How many were asked in vain."""
+        return len(self.missing) + len(self.declined)
 
     def waited_for(self) -> str:
         """Say for people who did not contribute, and why."""
@@ -87,7 +89,7 @@ class _Round:
     accepted: dict[str, int] = field(default_factory=dict)
     declined: dict[str, str] = field(default_factory=dict)
     refused_blobs: dict[str, str] = field(default_factory=dict)
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[str, list[Tally]] = field(default_factory=dict)
 
     @property
     def quorum(self) -> int:
@@ -97,6 +99,11 @@ class _Round:
     def has_quorum(self) -> bool:
         """Whether enough came in; once they have, one more child to ask does not take it back."""
         return self.waiting.grace_ends_s is not None or len(self.accepted) >= self.quorum
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether everybody who was asked has said something, so that waiting brings nothing."""
+        return len(self.asked) >= self.quorum and self.asked <= self.accepted.keys() | self.declined.keys()
 
 
 class Aggregator:
@@ -115,10 +122,7 @@ class Aggregator:
         self._arithmetic = arithmetic
         self._max_under_way = max_under_way
         self._members: dict[str, _Member] = {}
-        self._weights: Any = None
-        self._manifest: Manifest | None = None
-        self._model: Cut | None = None
-        self._republished_s: dict[int, float] = {}
+        self._offer: Offer | None = None
         self._last_call: RoundCall | None = None
         self._round: _Round | None = None
         self._updates = Reassembler(max_blob=1, max_total=1)
@@ -145,22 +149,12 @@ class Aggregator:
     def offer(self, *, run: str, version: int, weights: Any, blob: bytes | None = None) -> list[Action]:
         """Put a model into the slots. `blob` is its encoding, where it is at hand."""
         digest = self._arithmetic.digest(weights)
-        if self._manifest is not None and (self._manifest.run, self._manifest.digest) == (run, digest):
+        before = self._offer
+        if before is not None and (before.manifest.run, before.manifest.digest) == (run, digest):
             return []
-        before = self._model.count if self._model is not None else 0
-        self._model = Cut.of(blob if blob is not None else self._arithmetic.encode_model(weights))
-        self._weights = weights
-        self._manifest = Manifest(
-            run=run,
-            version=version,
-            digest=digest,
-            blob=self._model.digest,
-            size=len(self._model.blob),
-            parts=self._model.count,
-            codec=self._arithmetic.model_codec,
-        )
-        self._republished_s = {}
-        return [*self._model_actions(), *self._clear(before)]
+        arithmetic = self._arithmetic
+        self._offer = Offer(run=run, version=version, weights=weights, digest=digest, arithmetic=arithmetic, blob=blob)
+        return self._offer.show(before)
 
     def open(
         self, *, run: str, round_id: tuple[int, ...], plan: Plan, tier: Tier, seed: int, now: float
@@ -170,7 +164,8 @@ class Aggregator:
         Raises:
             Misuse: no model was offered, or a round is open.
         """
-        if self._manifest is None or self._round is not None:
+        offer = self._offer
+        if offer is None or self._round is not None:
             raise Misuse("open() needs an offered model and no open round")
         drawn = cohort.draw(seed, round_id, self.present, tier.fraction)
         asked = {name for name in self.present if cohort.is_asked(drawn, round_id, name)}
@@ -184,15 +179,15 @@ class Aggregator:
             codec=tier.codec,
             draw=drawn,
             plan=plan,
-            model=self._manifest,
+            model=offer.manifest,
             boot=self._boot,
         )
-        limit = self._arithmetic.update_limit(self._weights) + 4096
+        limit = self._arithmetic.update_limit(offer.weights) + 4096
         self._updates = Reassembler(max_blob=limit, max_total=max(self._max_under_way, limit))
         self._round = _Round(
             call=call,
             waiting=Waiting.begin(tier, now),
-            accumulator=self._arithmetic.accumulator(self._weights, tier.codec),
+            accumulator=self._arithmetic.accumulator(offer.weights, tier.codec),
             asked=asked,
             next_remind_s=now + REMIND_S,
         )
@@ -211,15 +206,15 @@ class Aggregator:
         """Tell the children that the run is over."""
         actions = self.cancel("the run is over")
         if self._last_call is not None and self._last_call.run == run:
-            self._last_call = _replace(self._last_call, phase=Phase.FINISHED)
+            self._last_call = replace(self._last_call, phase=Phase.FINISHED)
             actions.append(Send(message=self._last_call))
         return actions
 
     def connected(self, *, session_present: bool) -> list[Action]:
         """After a new session the broker may have lost what it retained: say it again."""
-        if session_present or self._last_call is None:
+        if session_present or self._last_call is None or self._offer is None:
             return []
-        return [*self._model_actions(), Send(message=self._last_call)]
+        return [*self._offer.show(), Send(message=self._last_call)]
 
     # -------------------------------------------------------------- from the children
 
@@ -246,6 +241,7 @@ class Aggregator:
         if state.state.is_present and not was_present:
             actions.append(note("joined", sender=sender, boot=state.boot))
             self._admit(sender)
+            actions += self._settle(now)
         elif was_present and not state.state.is_present:
             left = "lost" if state.state is StateName.LOST else "left"
             actions.append(note(left, sender=sender, boot=state.boot))
@@ -270,15 +266,9 @@ class Aggregator:
         return [said, *self._settle(now)]
 
     def _hear_want(self, want: WantModel, sender: str, now: float) -> list[Action]:
-        if self._model is None or want.blob != self._model.digest:
+        if self._offer is None or want.blob != self._offer.manifest.blob:
             return [note("want_out_of_place", sender=sender)]
-        due = [
-            index
-            for index in sorted(set(want.parts))
-            if index < self._model.count and now - self._republished_s.get(index, -REPUBLISH_S) >= REPUBLISH_S
-        ]
-        self._republished_s.update(dict.fromkeys(due, now))
-        return [Send(message=self._model_part(index)) for index in due]
+        return self._offer.again(want, now)
 
     def _hear_part(self, part: UpdatePart, sender: str, now: float) -> list[Action]:
         ongoing = self._round
@@ -314,21 +304,19 @@ class Aggregator:
         call = ongoing.call
         if (update.run, update.round, update.base, update.sender) != (call.run, call.round, call.model.digest, sender):
             raise Refused("the update inside is another one than its parts said")
-        tallies = dict(ongoing.tallies)
         for name, tally in update.tallies.items():
-            try:
-                tallies[name] = tallies[name] + tally if name in tallies else tally
-            except ValueError as error:
-                raise Refused(f"metric {name!r}: {error}") from None
-        if len(tallies) > MAX_TALLIES:
-            raise Refused(f"{len(tallies)} metrics, at most {MAX_TALLIES}")
+            if ongoing.tallies.get(name, [tally])[0].is_root != tally.is_root:
+                raise Refused(f"metric {name!r}: a mean and a root mean do not add up")
+        if len(ongoing.tallies.keys() | update.tallies.keys()) > MAX_TALLIES:
+            raise Refused(f"{len(ongoing.tallies.keys() | update.tallies.keys())} metrics, at most {MAX_TALLIES}")
         if sum(ongoing.accepted.values()) + update.weight > MAX_WEIGHT:
             raise Refused(f"weight {update.weight}: with those before it more than {MAX_WEIGHT}")
         if call.plan.kind is Kind.TRAIN:
             ongoing.accumulator.add(update.payload, update.weight)
         elif update.payload or update.weight:
             raise Refused("an evaluation carries no weights")
-        ongoing.tallies = tallies
+        for name, tally in update.tallies.items():
+            ongoing.tallies.setdefault(name, []).append(tally)
         ongoing.accepted[sender] = update.weight
         ongoing.declined.pop(sender, None)
         self._receipts[sender] = Receipt(run=call.run, round=call.round, base=update.base, accepted=True)
@@ -370,13 +358,13 @@ class Aggregator:
         actions: list[Action] = [
             Send(message=Want(blob=ask.blob, parts=ask.parts), to=ask.sender) for ask in self._updates.tick(now)
         ]
+        if now >= ongoing.waiting.next_s:
+            return actions + self._time_is_up(ongoing, now)
         if now >= ongoing.next_remind_s:
             ongoing.remind_wait_s = min(ongoing.remind_wait_s * 2, MAX_REMIND_S)
             ongoing.next_remind_s = now + ongoing.remind_wait_s
             if self._awaited(ongoing):
                 actions.append(Send(message=ongoing.call))
-        if now >= ongoing.waiting.next_s:
-            actions += self._time_is_up(ongoing, now)
         return actions
 
     @property
@@ -398,8 +386,13 @@ class Aggregator:
                 "extended",
                 accepted=len(ongoing.accepted),
                 quorum=ongoing.quorum,
+                declined=sorted(ongoing.declined),
                 waiting_for=sorted(self._awaited(ongoing)),
             )
+            # Whoever declined, or was refused, may try again; what was accepted stays accepted.
+            ongoing.declined.clear()
+            self._last_call = ongoing.call = replace(ongoing.call, attempt=ongoing.call.attempt + 1)
+            ongoing.next_remind_s, ongoing.remind_wait_s = now + REMIND_S, REMIND_S
             return [missed, Send(message=ongoing.call)]
         return self._close(now)
 
@@ -412,7 +405,10 @@ class Aggregator:
     def _settle(self, now: float) -> list[Action]:
         """Close if there is nothing left to wait for; start the grace period if the quorum is in."""
         ongoing = self._round
-        if ongoing is None or not ongoing.has_quorum:
+        if ongoing is None:
+            return []
+        if not ongoing.has_quorum:
+            ongoing.waiting.all_have_answered(ongoing.is_answered, now)
             return []
         if not self._awaited(ongoing):
             return self._close(now)
@@ -424,9 +420,10 @@ class Aggregator:
         assert ongoing is not None
         call = ongoing.call
         is_missed = not ongoing.has_quorum
-        weights = self._weights
+        assert self._offer is not None
+        weights = self._offer.weights
         if not is_missed and call.plan.kind is Kind.TRAIN:
-            weights = self._arithmetic.apply(self._weights, ongoing.accumulator)
+            weights = self._arithmetic.apply(weights, ongoing.accumulator)
         self.outcome = outcome = Outcome(
             run=call.run,
             round=call.round,
@@ -436,7 +433,7 @@ class Aggregator:
             accepted=ongoing.accepted,
             declined=ongoing.declined,
             missing=tuple(sorted(ongoing.asked - ongoing.accepted.keys() - ongoing.declined.keys())),
-            tallies=ongoing.tallies,
+            tallies={name: Tally.of(tallies) for name, tallies in sorted(ongoing.tallies.items())},
             seconds=now - ongoing.waiting.opened_s,
         )
         closed = self._note(
@@ -456,28 +453,8 @@ class Aggregator:
         assert ongoing is not None
         self._round = None
         self._updates.clear()
-        self._last_call = _replace(ongoing.call, phase=Phase.CLOSED)
+        self._last_call = replace(ongoing.call, phase=Phase.CLOSED)
         return [Send(message=self._last_call)]
-
-    def _model_actions(self) -> list[Action]:
-        assert self._model is not None
-        assert self._manifest is not None
-        parts: list[Action] = [Send(message=self._model_part(index)) for index in range(self._model.count)]
-        return [*parts, Send(message=self._manifest)]
-
-    def _model_part(self, index: int) -> ModelPart:
-        assert self._model is not None
-        return ModelPart(
-            blob=self._model.digest,
-            index=index,
-            count=self._model.count,
-            size=len(self._model.blob),
-            data=self._model.part(index),
-        )
-
-    def _clear(self, before: int) -> list[Action]:
-        assert self._model is not None
-        return [ClearSlots(first=self._model.count, end=before)] if before > self._model.count else []
 
     def _receipt_again(self, sender: str) -> Send:
         return Send(message=self._receipts[sender], to=sender)
@@ -485,19 +462,3 @@ class Aggregator:
     def _note(self, event: str, **fields: Any) -> Note:
         assert self._round is not None
         return note(event, run=self._round.call.run, round=round_text(self._round.call.round), **fields)
-
-
-def _replace(call: RoundCall, *, phase: Phase) -> RoundCall:
-    return RoundCall(
-        run=call.run,
-        round=call.round,
-        phase=phase,
-        asked=call.asked,
-        quorum=call.quorum,
-        open_for_s=call.open_for_s,
-        codec=call.codec,
-        draw=call.draw,
-        plan=call.plan,
-        model=call.model,
-        boot=call.boot,
-    )

@@ -76,6 +76,7 @@ class Participant:
         self._boot, self._info = boot, info
         self._call: RoundCall | None = None
         self._decline: Decline | None = None
+        self._has_counted = False
         self._past_runs: list[str] = []
         self._models = Reassembler(max_blob=max_model, max_total=2 * max_model, per_sender=2, window=None)
         self._model: tuple[str, bytes] | None = None
@@ -131,10 +132,12 @@ class Participant:
             return self._drop(f"{round_text(call.round)} began") + self._begin(call, now)
         if call.phase is Phase.CLOSED:
             return self._drop(f"{round_text(call.round)} closed")
+        if call.attempt > known.attempt and self.stage is Stage.JOINED and not self._has_counted:
+            return self._begin(call, now)
         return self._repeat(now)
 
     def _begin(self, call: RoundCall, now: float) -> list[Action]:
-        self._call, self._decline = call, None
+        self._call, self._decline, self._has_counted = call, None, False
         if call.phase is not Phase.OPEN:
             return []
         self._announce_at_s = None  # the parent works with those it knows; our answer will tell it of us
@@ -183,6 +186,7 @@ class Participant:
         if self.stage is not Stage.SENDING or call is None or (receipt.run, receipt.round) != (call.run, call.round):
             return [note("receipt_out_of_place", round=round_text(receipt.round))]
         self._end_upload()
+        self._has_counted = receipt.accepted
         event = "accepted" if receipt.accepted else "refused"
         said = {"run": call.run, "round": round_text(call.round), "kind": call.plan.kind.value}
         return [note(event, **said, reason=receipt.reason)]

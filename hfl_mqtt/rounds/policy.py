@@ -24,6 +24,10 @@ def quorum_of(tier: Tier, asked: int) -> int:
     return share_of(asked, tier.quorum)
 
 
+#: How long to wait before those who all declined are asked again.
+PAUSE_S = 5.0
+
+
 @dataclass(slots=True)
 class Waiting:
     """The clock of one open round. A missed deadline is extended `retries` times; what was accepted stays accepted."""
@@ -32,6 +36,7 @@ class Waiting:
     opened_s: float
     deadline_s: float
     grace_ends_s: float | None = None
+    answered_ends_s: float | None = None
     extensions: int = 0
 
     @classmethod
@@ -44,10 +49,19 @@ class Waiting:
         if self.grace_ends_s is None:
             self.grace_ends_s = min(now + self.tier.grace_s, max(self.deadline_s, now))
 
+    def all_have_answered(self, is_so: bool, now: float) -> None:
+        """Do not sit out the deadline when everybody has answered and it was not enough: go on after a short pause."""
+        if not is_so:
+            self.answered_ends_s = None
+        elif self.answered_ends_s is None:
+            self.answered_ends_s = min(now + PAUSE_S, max(self.deadline_s, now))
+
     @property
     def next_s(self) -> float:
         """When the clock next decides something."""
-        return self.deadline_s if self.grace_ends_s is None else self.grace_ends_s
+        if self.grace_ends_s is not None:
+            return self.grace_ends_s
+        return self.deadline_s if self.answered_ends_s is None else self.answered_ends_s
 
     def extend(self, now: float, *, by_s: float | None = None) -> bool:
         """Wait longer: by `by_s` while parts are coming in, else a whole `open_for_s` if a retry is left."""
@@ -57,5 +71,6 @@ class Waiting:
         if self.extensions >= self.tier.retries:
             return False
         self.extensions += 1
+        self.answered_ends_s = None
         self.deadline_s = now + self.tier.open_for_s
         return True

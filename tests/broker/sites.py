@@ -16,10 +16,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from hfl_mqtt.config.site import Site
 from hfl_mqtt.ops.brokers import Layout, password_hash, render_to, secret_path
 from hfl_mqtt.ops.mosquitto import Mosquitto, free_ports
 from hfl_mqtt.ops.relay import Relay
-from hfl_mqtt.config.site import Site
 
 LIMIT_S = 20.0
 #: An account that the tests add on every broker: it hears everything, so what it does not hear was not carried.

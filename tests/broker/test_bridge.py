@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hfl_mqtt.config.site import Site
 from hfl_mqtt.ops.brokers import Layout, render_to, secret_path
 from hfl_mqtt.ops.mosquitto import Mosquitto, free_ports
-from hfl_mqtt.config.site import Site
 from tests.broker.sites import WITNESS, Person, RunningSite, running_site
 
 pytestmark = pytest.mark.broker

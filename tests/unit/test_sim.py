@@ -14,7 +14,7 @@ from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.protocol.messages import Kind, Plan, Tally, Tier
 from hfl_mqtt.rounds.actions import Contribution, Work
-from hfl_mqtt.rounds.nodes import CloudNode, Schedule
+from hfl_mqtt.rounds.cloud import CloudNode, Schedule
 from hfl_mqtt.sim import Simulation
 from hfl_mqtt.transport.faults import Faults
 

@@ -19,7 +19,8 @@ from hfl_mqtt.protocol.wire import decode
 from hfl_mqtt.roles.client import _publish_vitals
 from hfl_mqtt.roles.shell import Shell
 from hfl_mqtt.rounds.actions import Note, RunOver, Save, Work
-from hfl_mqtt.rounds.nodes import ClientNode, Node
+from hfl_mqtt.rounds.client import ClientNode
+from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.transport.memory import MemoryBroker, MemoryLink
 
 ROOT = Path(__file__).resolve().parents[3]

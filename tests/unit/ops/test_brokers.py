@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from hfl_mqtt.config.site import Site, bridge_account
 from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.ops.brokers import (
     INSTALLED,
@@ -22,7 +23,6 @@ from hfl_mqtt.ops.brokers import (
     render_to,
     secret_path,
 )
-from hfl_mqtt.config.site import Site, bridge_account
 from hfl_mqtt.protocol import topics
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "brokers"

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -92,18 +93,28 @@ def test_a_node_can_be_asked_for_work_while_it_is_ready_or_training() -> None:
 
 
 def test_tallies_add_up_to_the_score_of_all_examples() -> None:
-    both = Tally(total=3.0, count=1) + Tally(total=1.0, count=3)
+    both = Tally.of([Tally(total=3.0, count=1), Tally(total=1.0, count=3)])
     assert (both.total, both.count, both.value) == (4.0, 4, 1.0)
 
 
 def test_the_root_is_taken_of_the_mean_and_not_of_each() -> None:
-    both = Tally(total=9.0, count=1, is_root=True) + Tally(total=23.0, count=1, is_root=True)
+    both = Tally.of([Tally(total=9.0, count=1, is_root=True), Tally(total=23.0, count=1, is_root=True)])
     assert both.value == 4.0
 
 
 def test_a_mean_and_a_root_do_not_add_up() -> None:
     with pytest.raises(ValueError, match="do not add up"):
-        Tally(total=1.0, count=1) + Tally(total=1.0, count=1, is_root=True)
+        Tally.of([Tally(total=1.0, count=1), Tally(total=1.0, count=1, is_root=True)])
+
+
+def test_tallies_add_up_to_the_same_bits_in_any_order() -> None:
+    tallies = [Tally(total=total, count=1) for total in (1e16, 1.0, -1e16, 0.1)]
+    assert len({Tally.of(order).total for order in permutations(tallies)}) == 1
+    assert Tally.of(tallies).total == 1.1
+
+
+def test_the_largest_tallies_add_up_without_an_error() -> None:
+    assert Tally.of([Tally(total=1e300, count=2**53)] * 3) == Tally(total=1e300, count=2**53)
 
 
 def test_a_tally_of_nothing_has_no_value() -> None:
@@ -111,8 +122,8 @@ def test_a_tally_of_nothing_has_no_value() -> None:
 
 
 def test_a_value_beyond_every_float_is_none() -> None:
-    assert Tally(total=1e308, count=1e-300).value is None
-    assert Tally(total=1e308, count=1e-300, is_root=True).value is None
+    assert Tally(total=1e300, count=1e-300).value is None
+    assert Tally(total=1e300, count=1e-300, is_root=True).value is None
 
 
 def test_a_part_is_not_copied_when_it_is_validated() -> None:

@@ -35,7 +35,10 @@ from hfl_mqtt.rounds.actions import (
     Worked,
     WorkFailed,
 )
-from hfl_mqtt.rounds.nodes import ClientNode, CloudNode, EdgeNode, Node, Schedule
+from hfl_mqtt.rounds.client import ClientNode
+from hfl_mqtt.rounds.cloud import CloudNode, Schedule
+from hfl_mqtt.rounds.edge import EdgeNode
+from hfl_mqtt.rounds.node import Node
 from tests.unit.rounds.trees import (
     CODEC,
     MATH,
@@ -84,7 +87,7 @@ NODES: list[Callable[[], Node]] = [
 
 tallies = st.dictionaries(
     st.sampled_from(["loss", "event", "version", "rmse"]),
-    st.builds(Tally, total=st.floats(-1e308, 1e308), count=st.floats(0, 2**53), is_root=st.booleans()),
+    st.builds(Tally, total=st.floats(-1e300, 1e300), count=st.floats(0, 2**53), is_root=st.booleans()),
     max_size=3,
 )
 digests = st.sampled_from([CUT.digest, OTHER_CUT.digest, "0" * 64])

@@ -42,7 +42,10 @@ from hfl_mqtt.rounds.actions import (
     Worked,
     WorkFailed,
 )
-from hfl_mqtt.rounds.nodes import ClientNode, CloudNode, EdgeNode, Node, Schedule
+from hfl_mqtt.rounds.client import ClientNode
+from hfl_mqtt.rounds.cloud import CloudNode, Schedule
+from hfl_mqtt.rounds.edge import EdgeNode
+from hfl_mqtt.rounds.node import Node
 from tests.unit.rounds.trees import (
     CODEC,
     MATH,
@@ -616,7 +619,7 @@ def test_a_score_beyond_every_float_is_left_out() -> None:
         result = towards({EDGE: (1.0, 1)})(path, work)
         assert isinstance(result, Contribution)
         return Contribution(
-            payload=result.payload, weight=result.weight, tallies={"x": Tally(total=1e308, count=1e-300)}
+            payload=result.payload, weight=result.weight, tallies={"x": Tally(total=1e300, count=1e-300)}
         )
 
     tree = tree_of(top, device(EDGE), train=train)

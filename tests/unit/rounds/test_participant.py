@@ -574,3 +574,31 @@ def test_a_clock_that_jumps_back_only_makes_it_wait() -> None:
     for index in range(1, LONG_CUT.count):
         actions = pi.hear(model_part(LONG_CUT, index), 1.0)
     assert len(of(actions, Work)) == 1
+
+
+# ------------------------------------------------------------------ a round that is called again
+
+
+def test_who_declined_tries_again_when_the_round_is_called_again() -> None:
+    pi = working()
+    pi.failed("r/g1", "no data yet")
+    (work,) = of(pi.hear(call(attempt=1), 9.0), Work)
+    assert work.round == (1,)
+    pi.failed(work.work_id, "still none")
+    assert said(pi.hear(call(attempt=1), 10.0), Decline)[0].reason == "still none"
+
+
+def test_who_was_refused_tries_again_too_and_who_was_accepted_does_not() -> None:
+    refused, accepted = sending(), sending()
+    refused.hear(receipt(accepted=False, reason="NaN"), 1.0)
+    accepted.hear(receipt(), 1.0)
+    assert of(refused.hear(call(attempt=1), 9.0), Work)
+    assert accepted.hear(call(attempt=1), 9.0) == []
+
+
+@pytest.mark.parametrize("busy", [fetching, working, sending])
+def test_what_is_being_done_goes_on_when_the_round_is_called_again(busy: Any) -> None:
+    pi = busy()
+    stage = pi.stage
+    assert of(pi.hear(call(attempt=1), 1.0), Work) == []
+    assert pi.stage is stage

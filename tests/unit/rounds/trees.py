@@ -38,7 +38,8 @@ from hfl_mqtt.rounds.actions import (
     Worked,
     WorkFailed,
 )
-from hfl_mqtt.rounds.nodes import ClientNode, Node
+from hfl_mqtt.rounds.client import ClientNode
+from hfl_mqtt.rounds.node import Node
 
 MATH = TensorArithmetic()
 CODEC = "raw | zstd"

@@ -1,0 +1,69 @@
+"""A device: a participant whose work is done by a trainer."""
+
+from __future__ import annotations
+
+from hfl_mqtt.protocol.messages import (
+    Info,
+    ModelPart,
+    Receipt,
+    RoundCall,
+    Want,
+)
+from hfl_mqtt.rounds.actions import (
+    Action,
+    Connected,
+    Event,
+    Received,
+    Send,
+    Worked,
+    WorkFailed,
+    note,
+)
+from hfl_mqtt.rounds.node import MAX_MODEL, Node, metrics_of
+from hfl_mqtt.rounds.participant import Participant
+
+
+class ClientNode(Node):
+    """A device: a participant whose work is done by a trainer."""
+
+    def __init__(self, *, path: str, boot: int, info: Info, max_model: int = MAX_MODEL) -> None:
+        super().__init__(path, boot)
+        self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model)
+        self._metrics: Send | None = None
+
+    def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
+        """Begin; a device waits to be connected."""
+        return []
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take an event."""
+        if isinstance(event, Connected):
+            return self.participant.connected(now)
+        if isinstance(event, Worked):
+            call = self.participant.call
+            actions = self.participant.worked(event.work_id, event.result, now)
+            if actions and call is not None:
+                result = event.result
+                self._metrics = metrics_of(call.round, result.tallies, result.weight, result.seconds)
+            return actions
+        if isinstance(event, WorkFailed):
+            return self.participant.failed(event.work_id, event.reason)
+        if isinstance(event, Received):
+            message = event.message
+            if event.sender == self.participant.parent and isinstance(message, RoundCall | ModelPart | Receipt | Want):
+                actions = self.participant.hear(message, now)
+                if isinstance(message, Receipt) and self._metrics is not None:
+                    actions.append(self._metrics)  # with all that the round cost
+                    self._metrics = None
+                return actions
+            return [note("stranger", sender=event.sender, said=type(message).__name__)]
+        return []
+
+    def tick(self, now: float) -> list[Action]:
+        """Do what the clock asks for."""
+        return self.participant.tick(now)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When to call `tick` at the latest."""
+        return self.participant.next_deadline

@@ -1,0 +1,226 @@
+"""The cloud: the root of the tree, an aggregator with a schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hfl_mqtt.protocol.messages import (
+    Decline,
+    Info,
+    Kind,
+    Metrics,
+    Plan,
+    State,
+    StateName,
+    Tally,
+    Tier,
+    UpdatePart,
+    WantModel,
+    round_text,
+)
+from hfl_mqtt.rounds import cohort
+from hfl_mqtt.rounds.actions import (
+    Action,
+    Connected,
+    Event,
+    Note,
+    Received,
+    RunOver,
+    Save,
+    Send,
+    Work,
+    Worked,
+    WorkFailed,
+    note,
+)
+from hfl_mqtt.rounds.aggregator import Aggregator, Outcome
+from hfl_mqtt.rounds.arithmetic import Arithmetic
+from hfl_mqtt.rounds.node import Node, metrics_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """What the cloud wants: `rounds` global rounds of `plan`, run by `tier`; the plan holds the tiers below."""
+
+    run: str
+    rounds: int
+    plan: Plan
+    tier: Tier
+    seed: int = 0
+    #: How many children to wait for before the first round, and for how long at most.
+    wait_for: int = 1
+    wait_at_most_s: float = 300.0
+    #: Whether models are scored: each on the cloud's own test sets, the last one in a round of its own on the devices.
+    is_scored: bool = False
+
+
+class CloudNode(Node):
+    """The root: an aggregator with a schedule.
+
+    Every round scores the model it starts from, so the score of version v is known when round v + 1 closes; a last
+    round only evaluates. `history[v]` holds all scores of version v; version 0 is the initial model.
+    """
+
+    def __init__(
+        self, *, path: str, boot: int, info: Info, arithmetic: Arithmetic, schedule: Schedule, weights: Any
+    ) -> None:
+        super().__init__(path, boot)
+        self._info = info
+        self._arithmetic = arithmetic
+        self._schedule = schedule
+        self._started_s: float | None = None
+        self._is_started = self._is_over = False
+        self._scoring: dict[str, int] = {}
+        self.weights = weights
+        self.version = 0
+        self.history: list[dict[str, float]] = [{}]
+        self._central: dict[str, float] = {}
+        self._values: dict[str, int | float | str | None] = {}
+        self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot)
+
+    def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
+        """Begin: the initial model is version 0."""
+        return [self._save(()), *self._score()]
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take an event."""
+        if isinstance(event, Connected):
+            if self._started_s is None:
+                self._started_s = now
+            hello: list[Action] = [
+                Send(message=self._info),
+                Send(message=State(state=StateName.READY, boot=self.boot)),
+            ]
+            again = self.aggregator.connected(session_present=event.session_present)
+            return [*hello, *again, *self._begin_if_ready(now)]
+        if isinstance(event, Received):
+            message = event.message
+            if isinstance(message, State | Decline | UpdatePart | WantModel):
+                heard = self.aggregator.hear(message, event.sender, now)
+                return self._settle(heard, now) + self._begin_if_ready(now)
+            return [note("stranger", sender=event.sender, said=type(message).__name__)]
+        if isinstance(event, Worked):
+            return self._scored(event.work_id, event.result.tallies)
+        if isinstance(event, WorkFailed):
+            failed = note("scoring_failed", work=event.work_id, reason=event.reason)
+            return [failed, *self._scored(event.work_id, {})]
+        return []
+
+    def tick(self, now: float) -> list[Action]:
+        """Do what the clock asks for."""
+        return self._begin_if_ready(now) + self._settle(self.aggregator.tick(now), now)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When to call `tick` at the latest."""
+        if self._is_started or self._started_s is None:
+            return self.aggregator.next_deadline
+        return self._started_s + self._schedule.wait_at_most_s
+
+    # -------------------------------------------------------------- the schedule
+
+    def _begin_if_ready(self, now: float) -> list[Action]:
+        if self._is_started or self._started_s is None:
+            return []
+        schedule, present = self._schedule, self.aggregator.present
+        if len(present) < schedule.wait_for:
+            if now < self._started_s + schedule.wait_at_most_s:
+                return []
+            if not present:
+                self._is_started = True
+                waited = f"{schedule.wait_at_most_s:g} s"
+                return self._end(f"no child of {self.path} came within {waited}: start the edges, check their brokers")
+        self._is_started = True
+        begun = note("run", run=schedule.run, rounds=schedule.rounds, children=present, wanted=schedule.wait_for)
+        return [begun, *self._next_round(now)]
+
+    def _next_round(self, now: float) -> list[Action]:
+        schedule = self._schedule
+        is_last = self.version >= schedule.rounds
+        offered = self.aggregator.offer(run=schedule.run, version=self.version, weights=self.weights)
+        opened = self.aggregator.open(
+            run=schedule.run,
+            round_id=(self.version + 1,),
+            plan=replace(schedule.plan, kind=Kind.EVALUATE) if is_last else schedule.plan,
+            tier=schedule.tier,
+            seed=schedule.seed,
+            now=now,
+        )
+        return offered + opened
+
+    def _settle(self, actions: list[Action], now: float) -> list[Action]:
+        outcome = self.aggregator.take_outcome()
+        if outcome is None:
+            return actions
+        if outcome.is_missed and outcome.kind is Kind.TRAIN:
+            missed = f"{round_text(outcome.round)} had {len(outcome.accepted)} updates, fewer than its quorum"
+            return actions + self._end(f"{missed}; waited for {outcome.waited_for() or 'children'}")
+        scores = {name: value for name, tally in outcome.tallies.items() if (value := tally.value) is not None}
+        scores.pop("loss", None)
+        self.history[self.version].update(scores)
+        actions.append(Note(event="scored", fields={**scores, "version": self.version}))
+        into = {"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent}
+        if outcome.kind is Kind.EVALUATE:
+            self._is_over = True
+            return [*actions, *self._publish(outcome, into), *self._finish_if_scored()]
+        self.version += 1
+        self.weights = outcome.weights
+        self.history.append({})
+        actions += [self._save(outcome.round), *self._score()]
+        actions += self._publish(outcome, into)
+        if self.version >= self._schedule.rounds and not self._schedule.is_scored:
+            return actions + self._end(None)
+        return actions + self._next_round(now)
+
+    def _score(self) -> list[Action]:
+        """Score the current model on the cloud's own test sets, beside the rounds."""
+        schedule = self._schedule
+        if not schedule.is_scored:
+            return []
+        work_id = f"{schedule.run}/v{self.version}"
+        self._scoring[work_id] = self.version
+        return [
+            Work(
+                work_id=work_id,
+                run=schedule.run,
+                round=(self.version + 1,),
+                plan=replace(schedule.plan, kind=Kind.EVALUATE),
+                codec=schedule.tier.codec,
+                model=self._arithmetic.encode_model(self.weights),
+                digest=self._arithmetic.digest(self.weights),
+                seed=cohort.lot(schedule.seed, (self.version + 1,), self.path),
+                is_central=True,
+            )
+        ]
+
+    def _scored(self, work_id: str, tallies: dict[str, Tally]) -> list[Action]:
+        version = self._scoring.pop(work_id, None)
+        if version is None:
+            return []
+        scores = {name: value for name, tally in tallies.items() if (value := tally.value) is not None}
+        self.history[version].update(scores)
+        scored = Note(event="scored", fields={**scores, "version": version})
+        self._central |= scores
+        if self._values:
+            self._values |= scores
+            return [scored, Send(message=Metrics(values=dict(self._values))), *self._finish_if_scored()]
+        return [scored, *self._finish_if_scored()]
+
+    def _publish(self, outcome: Outcome, into: dict[str, int]) -> list[Action]:
+        """Publish a round's figures; the cloud's own scores stand beside them as they come."""
+        metrics = metrics_of(outcome.round, outcome.tallies, sum(outcome.accepted.values()), outcome.seconds, into=into)
+        assert isinstance(metrics.message, Metrics)
+        self._values = {**self._central, **metrics.message.values}
+        return [Send(message=Metrics(values=dict(self._values)))]
+
+    def _finish_if_scored(self) -> list[Action]:
+        return self._end(None) if self._is_over and not self._scoring else []
+
+    def _end(self, failure: str | None) -> list[Action]:
+        run = self._schedule.run
+        return [*self.aggregator.finish(run), RunOver(run=run, failure=failure)]
+
+    def _save(self, round_id: tuple[int, ...]) -> Save:
+        digest = self._arithmetic.digest(self.weights)
+        return Save(run=self._schedule.run, version=self.version, round=round_id, digest=digest, weights=self.weights)
