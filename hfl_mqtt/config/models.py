@@ -119,7 +119,8 @@ class CloudConfig(_Aggregator):
     )
     wait_at_most: Duration = Field(default=600.0, description="How long to wait for them.")
     out: LocalPath | None = Field(
-        default=None, description="Folder for model, journal and summary; by default in the state folder."
+        default=None,
+        description="Folder with one per run: model, journal, summary; by default in the state folder.",
     )
 
     @model_validator(mode="after")

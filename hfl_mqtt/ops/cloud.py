@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from hfl_mqtt import files
 from hfl_mqtt.config.models import CloudConfig
+from hfl_mqtt.errors import HflError
 from hfl_mqtt.ops.journal import Journal
 from hfl_mqtt.ops.serve import echo_line
 from hfl_mqtt.roles import cloud as role
@@ -15,6 +17,7 @@ from hfl_mqtt.roles.process import Process, stopped_by_signals
 
 SUMMARY = "summary.json"
 JOURNAL = "journal.jsonl"
+LATEST = "latest"
 
 
 def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
@@ -23,7 +26,8 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
     Raises:
         HflError: what made it fail.
     """
-    out = config.out_path()
+    run_id = role.new_run()
+    out = _run_folder(config.out_path(), run_id)
     with ExitStack() as stack:
         journal = Journal(out / JOURNAL, echo=None if quiet else echo_line, as_json=as_json)
         stack.enter_context(journal)
@@ -31,13 +35,27 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
         def during(process: Process) -> None:
             stack.enter_context(stopped_by_signals(process))
 
-        result = role.run(config, journal, during=during)
+        result = role.run(config, journal, run_id=run_id, out=out, during=during)
     if result is None:
         return
     files.write_text(out / SUMMARY, json.dumps(_summary(config, result), indent=2) + "\n")
     if not quiet and not as_json:
         scores = "  ".join(f"{name} {value:.5g}" for name, value in result.history[-1].items())
         echo_line(f"{result.rounds} rounds in {result.seconds:.1f} s; {scores}; the model lies in {result.model}")
+
+
+def _run_folder(out: Path, run_id: str) -> Path:
+    """Make the run's own folder, and let `latest` lead there: a new run overwrites nothing of an old one."""
+    folder = out / run_id
+    latest, fresh = out / LATEST, out / f".{LATEST}.{run_id}"
+    try:
+        folder.mkdir(parents=True)
+        fresh.symlink_to(run_id)
+        fresh.replace(latest)
+    except OSError as error:
+        remedy = "give this user the right to write there, or set out: to another folder"
+        raise HflError(f"cannot make {folder}: {error.strerror}; {remedy}") from None
+    return folder
 
 
 def _summary(config: CloudConfig, result: role.Result) -> dict[str, Any]:

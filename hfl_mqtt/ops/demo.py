@@ -141,7 +141,8 @@ class _Demo:
                 while self._federation.check_cloud() is None:
                     self._look(fleet)
                     most = max(8, self._console.height - 8)
-                    live.update(table(fleet, time.monotonic(), title=self._title(fleet), most=most))
+                    width = self._console.width
+                    live.update(table(fleet, time.monotonic(), title=self._title(fleet), most=most, width=width))
             return
         while self._federation.check_cloud() is None:
             if self._look(fleet):
@@ -224,7 +225,7 @@ class _Demo:
             self._console.print("The model was kept nowhere: `hfl demo --out DIR` keeps model, summary, journal, plot.")
 
     def _report(self, fleet: Fleet, seconds: float, alone: Alone | None) -> Report:
-        summary_path = self._federation.directory / "out" / "summary.json"
+        summary_path = self._federation.out / "summary.json"
         if not summary_path.exists():
             raise RunFailed("the cloud ended without a result")
         summary = json.loads(summary_path.read_text())

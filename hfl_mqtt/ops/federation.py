@@ -202,6 +202,11 @@ class LocalFederation:
         """Return what a process prints to."""
         return self.directory / f"{_file_name(name)}.log"
 
+    @property
+    def out(self) -> Path:
+        """The folder of the last run: its model, its summary, its journal."""
+        return self.directory / "out" / "latest"
+
     def journals(self) -> list[Path]:
         """Return the journals written so far."""
         return sorted(self.directory.rglob("journal.jsonl"))

@@ -30,6 +30,7 @@ _BESIDE = {
 }  # fmt: skip
 #: A cell shows no larger number, and no longer text.
 _MOST, _LONGEST = 1e15, 60
+_COLUMNS = ("node", "state", "round", "in", "score", "loss", "up", "down", "age")
 _STYLE = {
     StateName.READY: "green",
     StateName.TRAINING: "cyan",
@@ -45,6 +46,8 @@ class NodeView:
 
     path: str
     seen_s: float
+    #: Whether it was heard now, rather than kept by the broker since who knows when.
+    is_live: bool = False
     state: StateName | None = None
     role: str = ""
     call: RoundCall | None = None
@@ -71,6 +74,7 @@ class NodeView:
             "phase": self.call.phase.value if self.call else None,
             "metrics": self.metrics,
             "age_s": round(now - self.seen_s, 1),
+            "is_live": self.is_live,
         }
 
 
@@ -97,7 +101,7 @@ class Fleet:
                 if len(self._nodes) >= MAX_NODES:
                     return
                 view = self._nodes[topic.path] = NodeView(topic.path, now)
-            view.seen_s = now
+            view.seen_s, view.is_live = now, not event.frame.retain
             match message:
                 case State():
                     view.state = message.state
@@ -127,13 +131,20 @@ class Fleet:
             return path in self._nodes
 
 
-def table(fleet: Fleet, now: float, *, title: str | None = None, most: int = 60) -> Table:
-    """Return the live table, of `most` rows; where there are more nodes, the devices of a farm share a row."""
+#: Columns that a narrow terminal does without, widest need first: (needed width, names).
+_OPTIONAL = ((115, {"loss"}), (95, {"up", "down"}))
+
+
+def table(fleet: Fleet, now: float, *, title: str | None = None, most: int = 60, width: int = 120) -> Table:
+    """Return the live table, of `most` rows; where there are more nodes, the devices of a farm share a row.
+
+    An age with `>` is of a message that the broker had kept: when it was said, nobody knows.
+    """
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("node", "state", "round"):
-        shown.add_column(name, no_wrap=True)
-    for name in ("in", "score", "loss", "up", "down", "age"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    left_out = set().union(*(names for needed, names in _OPTIONAL if width < needed))
+    kept = [index for index, name in enumerate(_COLUMNS) if name not in left_out]
+    for name in (_COLUMNS[index] for index in kept):
+        shown.add_column(name, no_wrap=True, justify="left" if name in ("node", "state", "round") else "right")
     nodes = fleet.nodes()
     if len(nodes) <= most:
         rows = [_row(view, now) for view in nodes]
@@ -148,9 +159,11 @@ def table(fleet: Fleet, now: float, *, title: str | None = None, most: int = 60)
             elif parent(view.path) not in paths:
                 rows.append(_row(view, now))
     for row in rows[:most]:
-        shown.add_row(*row)
+        shown.add_row(*(row[index] for index in kept))
     if len(rows) > most:
-        shown.add_row(f"... and {len(rows) - most} more", *[""] * 8)
+        shown.add_row(f"... and {len(rows) - most} more")
+    if not nodes:
+        shown.caption = "Nothing has been said in this federation. Is its name right, and do its nodes run?"
     return shown
 
 
@@ -165,7 +178,7 @@ def _row(view: NodeView, now: float) -> list[str | Text]:
         _number(metrics.get("loss")),
         size(metrics.get("up_bytes")),
         size(metrics.get("down_bytes")),
-        f"{now - view.seen_s:.0f} s",
+        _age([view], now),
     ]
 
 
@@ -180,8 +193,13 @@ def _folded(leaves: list[NodeView], now: float) -> list[str | Text]:
         "",
         "",
         *(size(sum(_integer(view.metrics.get(name)) for view in leaves)) for name in ("up_bytes", "down_bytes")),
-        f"{now - max(view.seen_s for view in leaves):.0f} s",
+        _age(leaves, now),
     ]
+
+
+def _age(views: list[NodeView], now: float) -> str:
+    last = max(views, key=lambda view: view.seen_s)
+    return f"{'' if last.is_live else '> '}{now - last.seen_s:.0f} s"
 
 
 def size(count: Any) -> str:

@@ -19,7 +19,7 @@ from hfl_mqtt.rounds.actions import Note
 #: Notes that a person watching a terminal wants to see; everything stands in the file.
 _LOUD = {
     "run", "opened", "closed", "missed", "extended", "scored", "joined", "lost", "left", "refused", "declined",
-    "malformed", "stranger", "disconnected", "connected", "rejected", "scoring_failed", "given_up",
+    "malformed", "stranger", "disconnected", "connected", "rejected", "scoring_failed", "waiting", "incomplete",
 }  # fmt: skip
 
 
@@ -66,7 +66,9 @@ class Journal:
         line = json.dumps(_finite(record), default=str)
         with self._lock:
             self._write(line)
-            if self._echo is not None and (self._as_json or entry.event in _LOUD):
+            # An update that counts is news to who sent it; its aggregator sums up at the close.
+            is_loud = entry.event in _LOUD or (entry.event == "accepted" and "sender" not in entry.fields)
+            if self._echo is not None and (self._as_json or is_loud):
                 self._echo(line if self._as_json else sentence(record))
 
     def _write(self, line: str) -> None:
@@ -101,7 +103,8 @@ def sentence(record: dict[str, Any]) -> str:
     """Return a record as a line for people."""
     rest = {key: value for key, value in record.items() if key not in ("at", "s", "node", "event", "run")}
     said = " ".join(f"{key}={_short(value)}" for key, value in rest.items() if value not in ("", None, []))
-    return plain(f"{record['s']:8.1f} s  {record['node']}  {record['event']}  {said}".rstrip())
+    clock = datetime.fromisoformat(record["at"]).astimezone().strftime("%H:%M:%S")
+    return plain(f"{clock}  {record['node']}  {record['event']}  {said}".rstrip())
 
 
 def plain(text: str, *, keep: str = "") -> str:

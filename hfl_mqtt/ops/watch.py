@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from hfl_mqtt.config.sections import BrokerConfig, Federation
@@ -20,6 +21,8 @@ from hfl_mqtt.ops.fleet import Viewer, table
 from hfl_mqtt.ops.journal import plain
 from hfl_mqtt.transport.link import Account
 
+#: Most rows of one printed table.
+MAX_ROWS = 1000
 #: Retained messages arrive right after the subscription; a snapshot waits until none has come for this long.
 QUIET_S = 0.7
 
@@ -64,14 +67,14 @@ def watch(account: Account, federation: str, *, once: bool, as_json: bool, wait_
             _print_once(viewer, federation, as_json=as_json)
             return
         with Live(console=Console(), refresh_per_second=4, screen=False) as live:
-            while viewer.failure is None:
+            while True:
+                if viewer.failure is not None:
+                    raise viewer.failure
                 most = max(8, live.console.height - 6)
-                shown = table(viewer.fleet, time.monotonic(), title=f"federation {federation}", most=most)
-                shown.caption = None if viewer.is_up else Text(plain(viewer.reason), style="red")
+                shown = _shown(viewer, federation, most=most, width=live.console.width)
                 live.update(shown)
                 arrived.wait(1.0)
                 arrived.clear()
-        raise viewer.failure
     finally:
         viewer.close()
 
@@ -82,4 +85,12 @@ def _print_once(viewer: Viewer, federation: str, *, as_json: bool) -> None:
         rows = [view.as_json(now) for view in viewer.fleet.nodes()]
         sys.stdout.write(json.dumps({"federation": federation, "nodes": rows}, indent=2) + "\n")
     else:
-        Console().print(table(viewer.fleet, now, title=f"federation {federation}"))
+        console = Console()
+        console.print(_shown(viewer, federation, most=MAX_ROWS, width=console.width))
+
+
+def _shown(viewer: Viewer, federation: str, *, most: int, width: int) -> Table:
+    shown = table(viewer.fleet, time.monotonic(), title=f"federation {federation}", most=most, width=width)
+    if not viewer.is_up:
+        shown.caption = Text(plain(viewer.reason), style="red")
+    return shown

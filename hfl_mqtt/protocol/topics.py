@@ -112,11 +112,12 @@ def is_child(path: str, of: str) -> bool:
 def participant_filters(federation: str, path: str) -> list[tuple[str, int]]:
     """What a participant reads, with the QoS: its parent's broadcast and its own commands. The filters are disjoint.
 
-    Model parts are taken at QoS 0: they are retained, so a broker has no reason to queue old models for a sleeper.
+    What is retained is taken at QoS 0: each subscription brings it anew, and a broker must not queue old calls and
+    models for a sleeper, nor old states for an aggregator, which would take them for news.
     """
     above = parent(path)
     return [
-        (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/round", 1),
+        (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/round", 0),
         (f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/+", 0),
         (f"{JSON_ROOT}/{federation}/{path}/{MARK}/cmnd/+", 1),
     ]
@@ -125,7 +126,7 @@ def participant_filters(federation: str, path: str) -> list[tuple[str, int]]:
 def aggregator_filters(federation: str, path: str) -> list[tuple[str, int]]:
     """What an aggregator reads of its direct children, with the QoS. The filters are disjoint."""
     return [
-        (f"{JSON_ROOT}/{federation}/{path}/+/{MARK}/stat/state", 1),
+        (f"{JSON_ROOT}/{federation}/{path}/+/{MARK}/stat/state", 0),
         (f"{JSON_ROOT}/{federation}/{path}/+/{MARK}/tele/+", 1),
         (f"{BINARY_ROOT}/{federation}/{path}/+/{MARK}/up/+", 1),
     ]

@@ -41,12 +41,26 @@ class Result:
     model: Path
 
 
-def run(config: CloudConfig, record: Record, *, during: Callable[[Process], None] | None = None) -> Result | None:
+def new_run() -> str:
+    """Return a name for a run: when it was made, and something that no other has."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def run(
+    config: CloudConfig,
+    record: Record,
+    *,
+    run_id: str,
+    out: Path,
+    during: Callable[[Process], None] | None = None,
+) -> Result | None:
     """Run the cloud until its run is over; None where somebody asked it to end before.
 
     Args:
         config: the cloud's YAML.
         record: takes every note.
+        run_id: the run's name.
+        out: the run's own folder, which exists.
         during: called with the process before anything starts, e.g. to let signals stop it.
 
     Raises:
@@ -57,7 +71,6 @@ def run(config: CloudConfig, record: Record, *, during: Callable[[Process], None
         RunFailed: no quorum, or no children; the message says who was waited for.
     """
     started_s = time.monotonic()
-    out = config.out_path()
     account = config.account()  # what can be wrong at once is found before torch is loaded
     boot = next_boot(config.state_path(), config.name)
     model_path = out / "model.safetensors"
@@ -76,13 +89,12 @@ def run(config: CloudConfig, record: Record, *, during: Callable[[Process], None
     process = Process(record, workshop=workshop, save=save, until_finished=True)
     if during is not None:
         during(process)
-    out.mkdir(parents=True, exist_ok=True)
     initial = _initial(workshop, config.seed, process)
     if initial is None:
         process.close()
         return None
     arithmetic = TensorArithmetic(load("strategies", config.strategy)())
-    node = _node(config, boot, arithmetic, arithmetic.decode_model(initial.blob))
+    node = _node(config, run_id, boot, arithmetic, arithmetic.decode_model(initial.blob))
     process.add(
         Runner(
             node,
@@ -111,9 +123,9 @@ def run(config: CloudConfig, record: Record, *, during: Callable[[Process], None
     )
 
 
-def _node(config: CloudConfig, boot: int, arithmetic: TensorArithmetic, weights: Weights) -> CloudNode:
+def _node(config: CloudConfig, run_id: str, boot: int, arithmetic: TensorArithmetic, weights: Weights) -> CloudNode:
     schedule = Schedule(
-        run=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+        run=run_id,
         rounds=config.rounds,
         plan=config.to_plan(),
         tier=config.to_tiers()[0],

@@ -118,7 +118,7 @@ class Shell:
     def leave(self) -> None:
         """Say the last figures and goodbye, and close the link: whoever watches sees this node leave, not vanish."""
         last = [Send(message=Metrics(values=dict(self.last_metrics)))] if self.last_metrics else []
-        self.perform([*last, Send(message=self.node.farewell)])
+        self.perform([*last, *self.node.leave()])
         self.link.close()
 
     def _arrived(self, frame: Frame, now: float) -> None:

@@ -76,6 +76,7 @@ class Outcome:
 class _Member:
     boot: int
     is_present: bool
+    has_left: bool = False
 
 
 @dataclass(slots=True)
@@ -99,11 +100,6 @@ class _Round:
     def has_quorum(self) -> bool:
         """Whether enough came in; once they have, one more child to ask does not take it back."""
         return self.waiting.grace_ends_s is not None or len(self.accepted) >= self.quorum
-
-    @property
-    def is_answered(self) -> bool:
-        """Whether everybody who was asked has said something, so that waiting brings nothing."""
-        return len(self.asked) >= self.quorum and self.asked <= self.accepted.keys() | self.declined.keys()
 
 
 class Aggregator:
@@ -236,7 +232,8 @@ class Aggregator:
         if member is not None and state.boot < member.boot and not state.state.is_present:
             return [note("late_will", sender=sender, boot=state.boot)]
         was_present = member is not None and member.is_present
-        self._members[sender] = _Member(state.boot, state.state.is_present)
+        has_left = state.state is StateName.DISCONNECTED
+        self._members[sender] = _Member(state.boot, state.state.is_present, has_left)
         actions: list[Action] = []
         if state.state.is_present and not was_present:
             actions.append(note("joined", sender=sender, boot=state.boot))
@@ -282,7 +279,8 @@ class Aggregator:
         if part.base != ongoing.call.model.digest:
             return self._refuse(part, sender, "foreign base: this update starts from another model", now)
         ongoing.asked.add(sender)
-        self._members.setdefault(sender, _Member(0, True)).is_present = True
+        member = self._members.setdefault(sender, _Member(0, True))
+        member.is_present, member.has_left = True, False
         try:
             progress = self._updates.add(sender, part, now)
         except Full as error:  # it will probe again
@@ -402,13 +400,19 @@ class Aggregator:
         present = {name for name in ongoing.asked if self._members[name].is_present}
         return present - ongoing.accepted.keys() - ongoing.declined.keys()
 
+    def _is_answered(self, ongoing: _Round) -> bool:
+        """Whether everybody who was asked has answered or left on purpose, so that waiting brings nothing."""
+        left = {name for name in ongoing.asked if self._members[name].has_left}
+        answered = ongoing.accepted.keys() | ongoing.declined.keys() | left
+        return bool(ongoing.asked) and len(ongoing.asked) >= ongoing.quorum and ongoing.asked <= answered
+
     def _settle(self, now: float) -> list[Action]:
         """Close if there is nothing left to wait for; start the grace period if the quorum is in."""
         ongoing = self._round
         if ongoing is None:
             return []
         if not ongoing.has_quorum:
-            ongoing.waiting.all_have_answered(ongoing.is_answered, now)
+            ongoing.waiting.all_have_answered(self._is_answered(ongoing), now)
             return []
         if not self._awaited(ongoing):
             return self._close(now)

@@ -71,6 +71,7 @@ class CloudNode(Node):
         self._schedule = schedule
         self._started_s: float | None = None
         self._is_started = self._is_over = False
+        self._waiting_with: list[str] | None = None
         self._scoring: dict[str, int] = {}
         self.weights = weights
         self.version = 0
@@ -111,6 +112,10 @@ class CloudNode(Node):
         """Do what the clock asks for."""
         return self._begin_if_ready(now) + self._settle(self.aggregator.tick(now), now)
 
+    def leave(self) -> list[Action]:
+        """Leave on purpose: a run that is not over ends here."""
+        return [*self.aggregator.finish(self._schedule.run), *super().leave()]
+
     @property
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest."""
@@ -126,14 +131,23 @@ class CloudNode(Node):
         schedule, present = self._schedule, self.aggregator.present
         if len(present) < schedule.wait_for:
             if now < self._started_s + schedule.wait_at_most_s:
-                return []
+                return self._say_waiting(present)
             if not present:
                 self._is_started = True
                 waited = f"{schedule.wait_at_most_s:g} s"
                 return self._end(f"no child of {self.path} came within {waited}: start the edges, check their brokers")
         self._is_started = True
+        short = schedule.wait_for - len(present)
+        missed = [note("incomplete", have=len(present), wanted=schedule.wait_for)] if short > 0 else []
         begun = note("run", run=schedule.run, rounds=schedule.rounds, children=present, wanted=schedule.wait_for)
-        return [begun, *self._next_round(now)]
+        return [*missed, begun, *self._next_round(now)]
+
+    def _say_waiting(self, present: list[str]) -> list[Action]:
+        if present == self._waiting_with:
+            return []
+        self._waiting_with = present
+        schedule = self._schedule
+        return [note("waiting", have=present, wanted=schedule.wait_for, at_most_s=schedule.wait_at_most_s)]
 
     def _next_round(self, now: float) -> list[Action]:
         schedule = self._schedule
@@ -159,7 +173,8 @@ class CloudNode(Node):
         scores = {name: value for name, tally in outcome.tallies.items() if (value := tally.value) is not None}
         scores.pop("loss", None)
         self.history[self.version].update(scores)
-        actions.append(Note(event="scored", fields={**scores, "version": self.version}))
+        if scores:
+            actions.append(Note(event="scored", fields={**scores, "version": self.version}))
         into = {"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent}
         if outcome.kind is Kind.EVALUATE:
             self._is_over = True
@@ -200,12 +215,14 @@ class CloudNode(Node):
             return []
         scores = {name: value for name, tally in tallies.items() if (value := tally.value) is not None}
         self.history[version].update(scores)
-        scored = Note(event="scored", fields={**scores, "version": version})
+        if not scores:
+            return self._finish_if_scored()
+        scored: list[Action] = [Note(event="scored", fields={**scores, "version": version})]
         self._central |= scores
         if self._values:
             self._values |= scores
-            return [scored, Send(message=Metrics(values=dict(self._values))), *self._finish_if_scored()]
-        return [scored, *self._finish_if_scored()]
+            scored.append(Send(message=Metrics(values=dict(self._values))))
+        return [*scored, *self._finish_if_scored()]
 
     def _publish(self, outcome: Outcome, into: dict[str, int]) -> list[Action]:
         """Publish a round's figures; the cloud's own scores stand beside them as they come."""

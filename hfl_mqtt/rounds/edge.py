@@ -95,6 +95,10 @@ class EdgeNode(Node):
         """Do what the clock asks for."""
         return self._settle(self.aggregator.tick(now), now) + self._pass(self.participant.tick(now), now)
 
+    def leave(self) -> list[Action]:
+        """Leave on purpose: the children need not work on."""
+        return [*self.aggregator.cancel("the edge leaves"), *super().leave()]
+
     @property
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest."""

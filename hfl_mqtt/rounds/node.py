@@ -51,10 +51,9 @@ class Node(ABC):
         """What the broker says for this node when it is gone."""
         return State(state=StateName.LOST, boot=self.boot)
 
-    @property
-    def farewell(self) -> State:
-        """What this node says on leaving."""
-        return State(state=StateName.DISCONNECTED, boot=self.boot)
+    def leave(self) -> list[Action]:
+        """Leave on purpose; nothing is handled after this."""
+        return [Send(message=State(state=StateName.DISCONNECTED, boot=self.boot))]
 
 
 def metrics_of(

@@ -133,14 +133,14 @@ def test_with_one_edge_round_the_tree_learns_what_one_process_would(
         assert len(federation.processes) == 10, "a cloud, three edges, six devices"
         wait_for_the_result(federation)
 
-    learned, tags = store.load(tmp_path / "out" / "model.safetensors")
+    learned, tags = store.load(tmp_path / "out" / "latest" / "model.safetensors")
     difference = largest_difference(learned, expected)
     record_property("largest_difference", difference)
     sys.stdout.write(f"seed {seed}: largest difference after {ROUNDS} rounds: {difference:.1e}\n")
     assert difference <= 1e-6
     assert largest_difference(learned, weights_of(initial_model(seed))) > 0.02, "there was something to learn"
 
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "latest" / "summary.json").read_text())
     assert (tags.task, tags.round, tags.run) == ("mnist", "g5", summary["run"])
     assert tags.digest == digest(learned)
     assert summary["parameters"] == sum(values.size for values in learned.values()) == 44_426

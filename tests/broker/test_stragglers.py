@@ -538,6 +538,6 @@ def test_an_edge_that_leaves_in_order_is_no_longer_waited_for(grow: Callable[...
     closed = tree.note("cloud", "closed", round="g1")
     assert (closed["accepted"], closed["asked"], closed["waited_for"]) == (1, 2, "cloud/farm-b (no answer)")
     assert tree.processes["cloud"].wait(LIMIT_S) == 0
-    summary = json.loads((tree.directory / "out" / "summary.json").read_text())
+    summary = json.loads((tree.directory / "out" / "latest" / "summary.json").read_text())
     assert summary["rounds"] == 1
     a.leave()

@@ -42,7 +42,8 @@ def test_parents_stand_before_their_children_with_state_round_scores_and_age() -
     heard(fleet, "cloud", Metrics(values={**values, "cpu_percent": 3, "samples": 7}))
     assert [view.path for view in fleet.nodes()] == ["cloud", "cloud/farm-a", "cloud/farm-a/pi-1"]
     rows = [" ".join(line.replace("│", " ").split()) for line in shown(fleet, now=5.0).splitlines()]
-    expected = ["cloud ? g2 1/2 rmse 0.5000 0.25 2.5 MB 5 s", "farm-a lost 5 s", "pi-1 training 2 s"]
+    # `heard` speaks as a broker that had kept all of it.
+    expected = ["cloud ? g2 1/2 rmse 0.5000 0.25 2.5 MB > 5 s", "farm-a lost > 5 s", "pi-1 training > 2 s"]
     assert [row for row in rows if row.endswith(" s")] == expected
 
 
@@ -58,7 +59,29 @@ def test_a_script_sees_the_same() -> None:
         "phase": None,
         "metrics": {"round": "g2", "rmse": None},
         "age_s": 1.5,
+        "is_live": False,
     }
+
+
+def test_what_is_said_now_has_an_age_and_what_the_broker_kept_is_at_least_as_old() -> None:
+    fleet = Fleet()
+    raw(fleet, "hfl/fed1/cloud/@/stat/state", b'{"v":1,"state":"ready","boot":1}')
+    assert fleet["cloud"].as_json(2.0)["is_live"] is True
+    assert " > " not in shown(fleet, now=2.0)
+    assert " 2 s" in shown(fleet, now=2.0)
+
+
+def test_a_narrow_terminal_does_without_some_columns_and_keeps_the_names() -> None:
+    fleet = Fleet()
+    heard(fleet, "cloud/a-farm-with-a-long-name", State(state=StateName.READY, boot=1))
+    assert "down" in shown(fleet, width=120)
+    narrow = shown(fleet, width=80)
+    assert "down" not in narrow
+    assert "a-farm-with-a-long-name" in narrow
+
+
+def test_an_empty_federation_says_what_to_look_at() -> None:
+    assert "Is its name right" in shown(Fleet())
 
 
 @pytest.mark.parametrize(

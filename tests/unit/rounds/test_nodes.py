@@ -650,7 +650,7 @@ def test_ever_other_metrics_do_not_fill_the_cloud() -> None:
 def test_a_node_says_who_it_is_when_it_leaves() -> None:
     node = device(PI, boot=7)
     assert node.will == State(state=StateName.LOST, boot=7)
-    assert node.farewell == State(state=StateName.DISCONNECTED, boot=7)
+    assert said(node.leave(), State) == [State(state=StateName.DISCONNECTED, boot=7)]
     assert node.start(0.0) == []
 
 
