@@ -71,7 +71,7 @@ def test_the_yaml_of_the_manual_is_a_clients(tmp_path: Path) -> None:
     path = tmp_path / "client.yaml"
     path.write_text(manual.partition("```yaml\n")[2].partition("```")[0])
     config = load_role(path, ClientConfig)
-    assert config.devices[0].name == "cloud/farm-a/pi-07"
+    assert config.devices[0].name == "cloud/farm-a/pi-1"
     assert config.broker.password_file == Path("/etc/hfl-mqtt/password")
 
 
@@ -103,7 +103,7 @@ class Board:
 
 def test_vitals_do_not_pile_up_while_the_broker_is_away() -> None:
     broker = MemoryBroker()
-    path = "cloud/farm-a/pi-07"
+    path = "cloud/farm-a/pi-1"
     link = MemoryLink(broker, path, [], lambda _event: None)
     shell = Shell(ClientNode(path=path, boot=1, info=Info(role="client", boot=1)), "fed1", link, Board())
     shell.start(0.0)
