@@ -27,7 +27,7 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
         HflError: what made it fail.
     """
     run_id = role.new_run()
-    out = _run_folder(config.out_path(), run_id)
+    out = run_folder(config.out_path(), run_id)
     with ExitStack() as stack:
         journal = Journal(out / JOURNAL, echo=None if quiet else echo_line, as_json=as_json)
         stack.enter_context(journal)
@@ -44,7 +44,7 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
         echo_line(f"{result.rounds} rounds in {result.seconds:.1f} s; {scores}; the model lies in {result.model}")
 
 
-def _run_folder(out: Path, run_id: str) -> Path:
+def run_folder(out: Path, run_id: str) -> Path:
     """Make the run's own folder, and let `latest` lead there: a new run overwrites nothing of an old one."""
     folder = out / run_id
     latest, fresh = out / LATEST, out / f".{LATEST}.{run_id}"

@@ -281,6 +281,17 @@ def test_when_all_decline_again_and_no_retry_is_left_the_round_is_missed_at_once
     assert cloud.result().declined == {A: "still none"}
 
 
+def test_who_left_on_purpose_is_not_waited_for() -> None:
+    cloud = Cloud(A, B)
+    cloud.begin(quorum=2)
+    cloud.hear(State(state=StateName.DISCONNECTED, boot=1), A, 1.0)
+    assert cloud.next_deadline == 10.0
+    cloud.hear(State(state=StateName.DISCONNECTED, boot=1), B, 2.0)
+    assert cloud.next_deadline == 7.0
+    cloud.hear(READY, B, 3.0)
+    assert cloud.next_deadline == 10.0
+
+
 def test_who_is_lost_or_still_to_come_is_waited_for_though_all_others_declined() -> None:
     cloud = Cloud(A, B)
     cloud.begin(quorum=1)

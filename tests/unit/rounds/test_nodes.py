@@ -34,6 +34,7 @@ from hfl_mqtt.rounds.actions import (
     Connected,
     Contribution,
     Lost,
+    Note,
     Received,
     RunOver,
     Save,
@@ -274,6 +275,8 @@ def test_the_run_waits_for_the_children_it_was_told_to() -> None:
     tree.start("cloud", "cloud/i")
     tree.run(40.0)
     assert not top.aggregator.is_open
+    waits = [noted.fields["have"] for noted in of(tree.actions("cloud"), Note) if noted.event == "waiting"]
+    assert waits == [[], ["cloud/i"]]  # said when it changes, not at every look at the clock
     tree.start("cloud/j")
     tree.run(100.0)
     assert values(top.weights) == [3.25]
@@ -287,6 +290,8 @@ def test_it_begins_with_those_who_came_when_it_has_waited_long_enough() -> None:
     assert not said(tree.actions("cloud"), RoundCall)
     tree.run(51.0)
     assert values(top.weights) == [1.0]
+    (incomplete,) = [noted for noted in of(tree.actions("cloud"), Note) if noted.event == "incomplete"]
+    assert incomplete.fields == {"have": 1, "wanted": 2}
 
 
 def test_when_nobody_comes_the_run_fails_and_says_what_to_do() -> None:
@@ -652,6 +657,17 @@ def test_a_node_says_who_it_is_when_it_leaves() -> None:
     assert node.will == State(state=StateName.LOST, boot=7)
     assert said(node.leave(), State) == [State(state=StateName.DISCONNECTED, boot=7)]
     assert node.start(0.0) == []
+
+
+def test_a_cloud_that_leaves_ends_its_run_and_an_edge_that_leaves_closes_its_round() -> None:
+    top, farm = cloud(quick(open_for_s=100.0), quick()), edge()
+    tree = tree_of(top, farm, train=towards(GOALS))
+    tree.start(EDGE, "cloud")
+    tree.run(5.0)
+    assert top.aggregator.is_open
+    assert farm.aggregator.is_open
+    assert [call.phase for call in said(farm.leave(), RoundCall)] == [Phase.CLOSED]
+    assert [call.phase for call in said(top.leave(), RoundCall)] == [Phase.CLOSED, Phase.FINISHED]
 
 
 @pytest.mark.parametrize("node", [device(PI), edge(), cloud()])

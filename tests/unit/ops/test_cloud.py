@@ -1,0 +1,23 @@
+"""Where a run's files go."""
+
+from pathlib import Path
+
+import pytest
+
+from hfl_mqtt.errors import HflError
+from hfl_mqtt.ops.cloud import run_folder
+
+
+def test_every_run_has_a_folder_of_its_own_and_latest_leads_to_the_last(tmp_path: Path) -> None:
+    first = run_folder(tmp_path / "out", "run-1")
+    (first / "model.safetensors").write_bytes(b"first")
+    second = run_folder(tmp_path / "out", "run-2")
+    assert (tmp_path / "out" / "latest").resolve() == second.resolve()
+    assert (first / "model.safetensors").read_bytes() == b"first"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["latest", "run-1", "run-2"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(HflError, match="set out: to another folder"):
+        run_folder(tmp_path / "out", "run-1")
