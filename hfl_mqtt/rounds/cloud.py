@@ -70,7 +70,7 @@ class CloudNode(Node):
         self._arithmetic = arithmetic
         self._schedule = schedule
         self._started_s: float | None = None
-        self._is_started = self._is_over = False
+        self._was_connected = self._is_started = self._is_over = False
         self._waiting_with: list[str] | None = None
         self._scoring: dict[str, int] = {}
         self.weights = weights
@@ -80,15 +80,15 @@ class CloudNode(Node):
         self._values: dict[str, int | float | str | None] = {}
         self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot)
 
-    def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
-        """Begin: the initial model is version 0."""
+    def start(self, now: float) -> list[Action]:
+        """Begin: the initial model is version 0, and the wait for broker and children starts."""
+        self._started_s = now
         return [self._save(()), *self._score()]
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event."""
         if isinstance(event, Connected):
-            if self._started_s is None:
-                self._started_s = now
+            self._was_connected = True
             hello: list[Action] = [
                 Send(message=self._info),
                 Send(message=State(state=StateName.READY, boot=self.boot)),
@@ -134,8 +134,10 @@ class CloudNode(Node):
                 return self._say_waiting(present)
             if not present:
                 self._is_started = True
-                waited = f"{schedule.wait_at_most_s:g} s"
-                return self._end(f"no child of {self.path} came within {waited}: start the edges, check their brokers")
+                waited = f"within {schedule.wait_at_most_s:g} s"
+                if not self._was_connected:
+                    return self._end(f"no broker answered {self.path} {waited}: start it, and check host and port")
+                return self._end(f"no child of {self.path} came {waited}: start the edges, check their brokers")
         self._is_started = True
         short = schedule.wait_for - len(present)
         missed = [note("incomplete", have=len(present), wanted=schedule.wait_for)] if short > 0 else []
@@ -143,7 +145,7 @@ class CloudNode(Node):
         return [*missed, begun, *self._next_round(now)]
 
     def _say_waiting(self, present: list[str]) -> list[Action]:
-        if present == self._waiting_with:
+        if present == self._waiting_with or not self._was_connected:
             return []
         self._waiting_with = present
         schedule = self._schedule

@@ -171,11 +171,17 @@ def test_an_agent_waits_for_its_broker_says_so_once_and_connects_when_it_comes(p
 
 @pytest.mark.parametrize("role", ["cloud", "client"])
 def test_ctrl_c_ends_an_agent_without_a_broker_at_once(place: Place, role: str) -> None:
-    with running(role, "--config", place.config(role, broker={"port": free_port()})) as program:
+    patient = {"wait_at_most": "5 min"} if role == "cloud" else {}
+    with running(role, "--config", place.config(role, broker={"port": free_port()}, **patient)) as program:
         program.hear("nothing listens there; is Mosquitto running, and is the port right?")
         status, seconds = program.end(signal.SIGINT)
     assert (status, seconds < 5) == (0, True), program.lines
     assert not [line for line in program.lines if "Traceback" in line]
+
+
+def test_a_cloud_that_finds_no_broker_ends_when_it_has_waited_long_enough(place: Place) -> None:
+    config = place.config("cloud", broker={"port": free_port()})
+    ends("cloud", config, 5, "no broker answered cloud within 1 s: start it, and check host and port")
 
 
 def test_a_quiet_agent_still_says_that_it_has_no_broker(place: Place) -> None:

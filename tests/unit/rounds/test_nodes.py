@@ -305,11 +305,13 @@ def test_when_nobody_comes_the_run_fails_and_says_what_to_do() -> None:
     assert of(top.handle(Received(message=READY, sender=EDGE), 1001.0), RunOver) == []
 
 
-def test_a_cloud_that_never_connects_waits_for_its_broker() -> None:
-    top = cloud(quick())
-    top.start(0.0)
-    assert top.next_deadline is None
-    assert top.tick(1e6) == []
+def test_a_cloud_that_never_connects_ends_after_the_same_wait_and_says_why() -> None:
+    top = cloud(quick(), wait_at_most_s=50.0)
+    top.start(3.0)
+    assert top.next_deadline == 53.0
+    assert top.tick(52.0) == []
+    (end,) = of(top.tick(53.0), RunOver)
+    assert end.failure == "no broker answered cloud within 50 s: start it, and check host and port"
 
 
 def test_a_run_without_quorum_fails_and_says_who_was_missing_and_why() -> None:
