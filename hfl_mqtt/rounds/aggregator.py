@@ -241,6 +241,8 @@ class Aggregator:
             actions += self._settle(now)
         elif was_present and not state.state.is_present:
             left = "lost" if state.state is StateName.LOST else "left"
+            if has_left:
+                self._updates.drop(sender)
             actions.append(note(left, sender=sender, boot=state.boot))
             actions += self._settle(now)
         return actions
@@ -279,8 +281,8 @@ class Aggregator:
         if part.base != ongoing.call.model.digest:
             return self._refuse(part, sender, "foreign base: this update starts from another model", now)
         ongoing.asked.add(sender)
-        member = self._members.setdefault(sender, _Member(0, True))
-        member.is_present, member.has_left = True, False
+        # What is still in line when a will is said does not bring its sender back; its own word does.
+        self._members.setdefault(sender, _Member(0, True))
         try:
             progress = self._updates.add(sender, part, now)
         except Full as error:  # it will probe again
@@ -389,6 +391,7 @@ class Aggregator:
             )
             # Whoever declined, or was refused, may try again; what was accepted stays accepted.
             ongoing.declined.clear()
+            ongoing.refused_blobs.clear()
             self._last_call = ongoing.call = replace(ongoing.call, attempt=ongoing.call.attempt + 1)
             ongoing.next_remind_s, ongoing.remind_wait_s = now + REMIND_S, REMIND_S
             return [missed, Send(message=ongoing.call)]

@@ -57,6 +57,7 @@ class ClientNode(Node):
                     self._metrics = None
                 return actions
             return [note("stranger", sender=event.sender, said=type(message).__name__)]
+        self.participant.lost()
         return []
 
     def tick(self, now: float) -> list[Action]:

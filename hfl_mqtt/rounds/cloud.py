@@ -38,6 +38,9 @@ from hfl_mqtt.rounds.aggregator import Aggregator, Outcome
 from hfl_mqtt.rounds.arithmetic import Arithmetic
 from hfl_mqtt.rounds.node import Node, metrics_of
 
+#: Versions that may wait to be scored; each holds a whole model.
+MAX_SCORING = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
@@ -70,7 +73,8 @@ class CloudNode(Node):
         self._arithmetic = arithmetic
         self._schedule = schedule
         self._started_s: float | None = None
-        self._was_connected = self._is_started = self._is_over = False
+        self._was_connected = self._is_started = False
+        self._scores_due_s: float | None = None
         self._waiting_with: list[str] | None = None
         self._scoring: dict[str, int] = {}
         self.weights = weights
@@ -110,6 +114,10 @@ class CloudNode(Node):
 
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for."""
+        if self._scores_due_s is not None and now >= self._scores_due_s and self._scoring:
+            late = note("scores_missing", versions=sorted(self._scoring.values()))
+            self._scoring.clear()
+            return [late, *self._finish_if_scored()]
         return self._begin_if_ready(now) + self._settle(self.aggregator.tick(now), now)
 
     def leave(self) -> list[Action]:
@@ -119,6 +127,8 @@ class CloudNode(Node):
     @property
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest."""
+        if self._scores_due_s is not None:
+            return self._scores_due_s if self._scoring else None
         if self._is_started or self._started_s is None:
             return self.aggregator.next_deadline
         return self._started_s + self._schedule.wait_at_most_s
@@ -179,7 +189,7 @@ class CloudNode(Node):
             actions.append(Note(event="scored", fields={**scores, "version": self.version}))
         into = {"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent}
         if outcome.kind is Kind.EVALUATE:
-            self._is_over = True
+            self._scores_due_s = now + self._schedule.wait_at_most_s
             return [*actions, *self._publish(outcome, into), *self._finish_if_scored()]
         self.version += 1
         self.weights = outcome.weights
@@ -195,6 +205,8 @@ class CloudNode(Node):
         schedule = self._schedule
         if not schedule.is_scored:
             return []
+        if len(self._scoring) >= MAX_SCORING:
+            return [note("not_scored", version=self.version, reason="the cloud is slower at scoring than its devices")]
         work_id = f"{schedule.run}/v{self.version}"
         self._scoring[work_id] = self.version
         return [
@@ -234,7 +246,7 @@ class CloudNode(Node):
         return [Send(message=Metrics(values=dict(self._values)))]
 
     def _finish_if_scored(self) -> list[Action]:
-        return self._end(None) if self._is_over and not self._scoring else []
+        return self._end(None) if self._scores_due_s is not None and not self._scoring else []
 
     def _end(self, failure: str | None) -> list[Action]:
         run = self._schedule.run

@@ -88,6 +88,7 @@ class EdgeNode(Node):
                 return self._settle(self.aggregator.hear(message, sender, now), now)
             return [note("stranger", sender=sender, said=type(message).__name__)]
         if isinstance(event, Lost):
+            self.participant.lost()
             return []
         raise Misuse("an edge has no trainer: nothing can have been worked")
 

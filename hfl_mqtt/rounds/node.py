@@ -64,6 +64,11 @@ def metrics_of(
     into: dict[str, int] | None = None,
 ) -> Send:
     """Return a round's figures for people; `into` stands before the scores."""
-    values: dict[str, int | float | str | None] = {"round": round_text(tuple(round_id)), **(into or {})}
-    values |= {name: tally.value for name, tally in tallies.items()}
-    return Send(message=Metrics(values={**values, "samples": samples, "seconds": round(seconds, 4)}))
+    own: dict[str, int | float | str | None] = {
+        "round": round_text(tuple(round_id)),
+        **(into or {}),
+        "samples": samples,
+        "seconds": round(seconds, 4),
+    }
+    scores = {name: tally.value for name, tally in tallies.items() if name not in own}
+    return Send(message=Metrics(values={**own, **scores}))

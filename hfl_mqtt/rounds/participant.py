@@ -40,6 +40,8 @@ PROBE_S = 5.0
 MAX_PROBE_S = 60.0
 #: A reminder is answered with a probe once this long has passed since parts were sent.
 PATIENCE_S = 30.0
+#: A probe is a whole part: after so many without an answer, the parent's next call is waited for.
+MAX_PROBES = 10
 #: Runs that ended and are remembered, so that a late call of theirs is not taken for a new run.
 PAST_RUNS = 8
 
@@ -84,6 +86,8 @@ class Participant:
         self._probe_at_s: float | None = None
         self._probe_wait_s = PROBE_S
         self._sent_s = 0.0
+        self._probes = 0
+        self._is_linked = True
         self._announce_at_s: float | None = None
         self._announce_wait_s = ANNOUNCE_S
 
@@ -94,9 +98,14 @@ class Participant:
         if self.stage is Stage.OUT:
             self.stage = Stage.JOINED
         self._announce_at_s, self._announce_wait_s = now + ANNOUNCE_S, ANNOUNCE_S
-        if self._probe_at_s is not None:
+        self._is_linked, self._probes = True, 0
+        if self._probe_at_s is not None or self.stage is Stage.SENDING:
             self._probe_at_s, self._probe_wait_s = now, PROBE_S
         return [Send(message=self._info), self._state(self._state_name)]
+
+    def lost(self) -> None:
+        """Ask and probe no more until the link is back: it would all wait in line and go out at once."""
+        self._is_linked = False
 
     # -------------------------------------------------------------- from the parent
 
@@ -113,17 +122,23 @@ class Participant:
     def _hear_call(self, call: RoundCall, now: float) -> list[Action]:
         if call.run in self._past_runs:
             return []
+        known = self._call
         if call.phase is Phase.FINISHED:
+            if known is None or call.run != known.run:
+                self._remember(call.run)  # an earlier run, still on the retained topic: not ours to end
+                return []
             actions = self._drop("the run is over")
             self._end_run(call.run)
             return [*actions, RunOver(run=call.run)]
-        known = self._call
         if known is None or call.run != known.run:
             actions = self._drop("a new run began")
             if known is not None:
                 self._end_run(known.run)
             return actions + self._begin(call, now)
-        if call.boot != known.boot and not (call.round == known.round and self.stage in _BUSY):
+        if call.boot != known.boot and self._is_doing(call):
+            self._call = call  # it was restarted, and asks for what is being done already
+            return self._repeat(now)
+        if call.boot != known.boot:
             # It was restarted and knows nothing of what we said: its rounds count anew.
             return self._drop("the aggregator was restarted") + self._begin(call, now)
         if call.round < known.round:
@@ -135,6 +150,11 @@ class Participant:
         if call.attempt > known.attempt and self.stage is Stage.JOINED and not self._has_counted:
             return self._begin(call, now)
         return self._repeat(now)
+
+    def _is_doing(self, call: RoundCall) -> bool:
+        known = self._call
+        asks_the_same = known is not None and (known.round, known.model.digest) == (call.round, call.model.digest)
+        return asks_the_same and call.phase is Phase.OPEN and self.stage in _BUSY
 
     def _begin(self, call: RoundCall, now: float) -> list[Action]:
         self._call, self._decline, self._has_counted = call, None, False
@@ -157,10 +177,13 @@ class Participant:
         """Answer a call heard again with what was said before: the parent may have missed it."""
         if self._decline is not None:
             return [Send(message=self._decline)]
-        if self._probe_at_s is not None:
+        self._probes = 0
+        if self.stage is Stage.SENDING:
             # A probe is a whole part: it must not stand in the way of those that are still under way.
-            earliest_s = self._sent_s + PATIENCE_S if self.stage is Stage.SENDING else now
-            self._probe_at_s = min(self._probe_at_s, max(earliest_s, now))
+            earliest_s = max(self._sent_s + PATIENCE_S, now)
+            self._probe_at_s = earliest_s if self._probe_at_s is None else min(self._probe_at_s, earliest_s)
+        elif self._probe_at_s is not None:
+            self._probe_at_s = min(self._probe_at_s, now)
         return []
 
     def _hear_part(self, part: ModelPart, now: float) -> list[Action]:
@@ -183,7 +206,12 @@ class Participant:
 
     def _hear_receipt(self, receipt: Receipt) -> list[Action]:
         call = self._call
-        if self.stage is not Stage.SENDING or call is None or (receipt.run, receipt.round) != (call.run, call.round):
+        meant = call is not None and (receipt.run, receipt.round, receipt.base) == (
+            call.run,
+            call.round,
+            call.model.digest,
+        )
+        if self.stage is not Stage.SENDING or call is None or not meant:
             return [note("receipt_out_of_place", round=round_text(receipt.round))]
         self._end_upload()
         self._has_counted = receipt.accepted
@@ -197,7 +225,7 @@ class Participant:
         # On a slow link the next want takes about as long as this one did; a probe before it would stand in its way.
         wait_s = max(PROBE_S, 2 * (now - self._sent_s), self._probe_wait_s / 2)
         self._probe_wait_s = min(wait_s, MAX_PROBE_S)
-        self._probe_at_s, self._sent_s = now + self._probe_wait_s, now
+        self._probe_at_s, self._sent_s, self._probes = now + self._probe_wait_s, now, 0
         return self._send_parts(sorted(index for index in set(want.parts) if index < self._upload.count))
 
     # -------------------------------------------------------------- from the work
@@ -219,6 +247,7 @@ class Participant:
         self._upload = Cut.of(pack_update(update))
         self.stage = Stage.SENDING
         self._probe_at_s, self._probe_wait_s, self._sent_s = now + PROBE_S, PROBE_S, now
+        self._probes = 0
         sent = self._send_parts(range(min(WINDOW, self._upload.count)))
         return [*sent, self._state(StateName.READY)]
 
@@ -233,6 +262,8 @@ class Participant:
 
     def tick(self, now: float) -> list[Action]:
         """Ask again, or probe, where nothing has come for long enough."""
+        if not self._is_linked:
+            return []
         # A model that nobody called for yet is kept, and not asked for: its call stands in line behind it.
         actions: list[Action] = [
             Send(message=WantModel(blob=ask.blob, parts=ask.parts))
@@ -254,7 +285,8 @@ class Participant:
             manifest: Manifest = self._call.model
             parts = self._models.missing(self.parent, manifest.blob) or tuple(range(min(manifest.parts, WINDOW)))
             actions.append(Send(message=WantModel(blob=manifest.blob, parts=parts)))
-        elif self.stage is Stage.SENDING:
+        elif self.stage is Stage.SENDING and self._probes < MAX_PROBES:
+            self._probes += 1
             actions += self._send_parts([0])
         else:
             self._probe_at_s = None
@@ -263,6 +295,8 @@ class Participant:
     @property
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next."""
+        if not self._is_linked:
+            return None
         moments = (self._probe_at_s, self._announce_at_s, self._models.next_deadline)
         return min((moment for moment in moments if moment is not None), default=None)
 
@@ -305,8 +339,11 @@ class Participant:
         self.stage = Stage.JOINED
         self._upload = self._probe_at_s = None
 
-    def _end_run(self, run: str) -> None:
+    def _remember(self, run: str) -> None:
         self._past_runs = [*self._past_runs, run][-PAST_RUNS:]
+
+    def _end_run(self, run: str) -> None:
+        self._remember(run)
         self._call = self._decline = None
         self._models.clear()
 

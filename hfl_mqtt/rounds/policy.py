@@ -66,7 +66,7 @@ class Waiting:
     def extend(self, now: float, *, by_s: float | None = None) -> bool:
         """Wait longer: by `by_s` while parts are coming in, else a whole `open_for_s` if a retry is left."""
         if by_s is not None:
-            self.deadline_s = now + by_s
+            self.deadline_s, self.answered_ends_s = now + by_s, None
             return True
         if self.extensions >= self.tier.retries:
             return False

@@ -21,6 +21,11 @@ from hfl_mqtt.transport.faults import Faults
 ARITHMETIC = TensorArithmetic()
 CODEC = "raw"
 START: Weights = {"w": np.zeros(3, np.float32), "steps": np.zeros((), np.int64)}
+#: Noise does not compress: three parts and a bit.
+LARGE: Weights = {
+    "w": np.random.default_rng(0).uniform(-1, 0, 200_000).astype(np.float32),
+    "steps": np.zeros((), np.int64),
+}
 TREE: Mapping[str, Sequence[str]] = {"cloud": ["a", "b"], "cloud/a": ["1", "2"], "cloud/b": ["3", "4", "5"]}
 LOSSY = Faults(loss=0.3, duplication=0.2, reordering=0.3, latency_s=(0.0, 0.5), held_s=(0.0, 5.0))
 
@@ -51,6 +56,7 @@ def simulation(
     is_scored: bool = True,
     fraction: float = 1.0,
     grace_s: float = 5.0,
+    model: Weights = START,
 ) -> Simulation:
     depth = max(path.count("/") for path in tree)
     below = tuple(
@@ -74,7 +80,7 @@ def simulation(
         is_scored=is_scored,
     )
     return Simulation(
-        tree, schedule=schedule, weights=START, arithmetic=ARITHMETIC, train=train, seed=seed, faults=faults
+        tree, schedule=schedule, weights=model, arithmetic=ARITHMETIC, train=train, seed=seed, faults=faults
     )
 
 
@@ -135,6 +141,27 @@ def test_thirty_percent_loss_duplicates_and_disorder_end_every_run_and_count_onc
     assert set(counted(sim).values()) <= {1}
 
 
+def test_of_twenty_lossy_runs_every_one_ends_with_a_result() -> None:
+    for seed in range(20):
+        sim = simulation(seed=seed, faults=LOSSY)
+        sim.start()
+        end = sim.run(until_s=100_000)
+        assert end is not None
+        assert end.failure is None, seed
+        assert cloud_of(sim).version == 3
+
+
+def test_a_model_of_many_parts_survives_the_same_losses() -> None:
+    for seed in range(5):
+        sim = simulation(rounds=2, seed=seed, faults=LOSSY, model=LARGE)
+        sim.start()
+        end = sim.run(until_s=100_000)
+        assert end is not None
+        assert end.failure is None, seed
+        assert set(counted(sim).values()) <= {1}
+        np.testing.assert_array_less(LARGE["w"][:3], cloud_of(sim).weights["w"][:3])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
@@ -181,7 +208,8 @@ def test_with_one_edge_round_any_partition_of_clients_equals_flat_fedavg(
     tree: dict[str, list[str]] = {"cloud": sorted(set(farms))}
     for index, farm in enumerate(farms):
         tree.setdefault(f"cloud/{farm}", []).append(str(index))
-    sim = simulation(tree, rounds=rounds, seed=seed, faults=Faults(latency_s=(0.0, 2.0)), is_scored=False)
+    slow = Faults(latency_s=(0.0, 2.0))
+    sim = simulation(tree, rounds=rounds, seed=seed, faults=slow, is_scored=False, grace_s=600.0)
     sim.start()
     end = sim.run()
     assert end is not None

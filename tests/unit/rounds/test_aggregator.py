@@ -292,6 +292,42 @@ def test_who_left_on_purpose_is_not_waited_for() -> None:
     assert cloud.next_deadline == 10.0
 
 
+def test_one_who_leaves_in_the_middle_of_an_upload_does_not_keep_the_clock_running() -> None:
+    cloud = large(A, B)
+    call = cloud.begin(quorum=2, retries=1)
+    cloud.hear(Decline(run="r", round=(1,), reason="no data"), A, 0.0)
+    cloud.hear(many_parts(call, B)[0], B, 4.0)
+    cloud.hear(State(state=StateName.DISCONNECTED, boot=1), B, 4.5)
+    moments = []
+    while cloud.is_open:
+        now = cloud.next_deadline or 0.0
+        cloud.tick(now)
+        moments.append(now)
+    assert moments == sorted(set(moments)), "a moment came twice"
+    assert len(moments) < 20
+
+
+def test_a_refused_update_that_comes_again_when_the_round_is_called_again_is_answered_again() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin(quorum=1, retries=1)
+    (part,) = nan_parts(call, A)
+    cloud.hear(part, A, 0.0)
+    assert not closed(cloud.tick(5.0))
+    actions = cloud.hear(part, A, 6.0)
+    assert [accepted for _, accepted, _ in receipts(actions)] == [False]
+    assert closed(cloud.tick(11.0))
+
+
+def test_a_part_that_comes_behind_its_senders_will_does_not_bring_it_back() -> None:
+    cloud = large(A, B)
+    call = cloud.begin(quorum=1)
+    first, second, *_ = many_parts(call, B)
+    cloud.hear(first, B, 1.0)
+    cloud.hear(State(state=StateName.LOST, boot=1), B, 2.0)
+    cloud.hear(second, B, 2.1)
+    assert cloud.present == [A]
+
+
 def test_who_is_lost_or_still_to_come_is_waited_for_though_all_others_declined() -> None:
     cloud = Cloud(A, B)
     cloud.begin(quorum=1)

@@ -46,7 +46,7 @@ from hfl_mqtt.rounds.actions import (
 from hfl_mqtt.rounds.client import ClientNode
 from hfl_mqtt.rounds.cloud import CloudNode, Schedule
 from hfl_mqtt.rounds.edge import EdgeNode
-from hfl_mqtt.rounds.node import Node
+from hfl_mqtt.rounds.node import Node, metrics_of
 from tests.unit.rounds.trees import (
     CODEC,
     MATH,
@@ -89,7 +89,7 @@ def cloud(*tiers: Tier, boot: int = 1, model: Weights | None = None, **fields: A
 
 
 def tree_of(top: CloudNode, *others: Node, train: Train) -> Tree:
-    def devices_only(path: str, work: Work) -> Contribution | str:
+    def devices_only(path: str, work: Work) -> Contribution | str | None:
         return Contribution(payload=b"", weight=0) if work.is_central else train(path, work)
 
     return Tree([top, *others], devices_only)
@@ -317,7 +317,7 @@ def test_a_cloud_that_never_connects_ends_after_the_same_wait_and_says_why() -> 
 def test_a_run_without_quorum_fails_and_says_who_was_missing_and_why() -> None:
     top = cloud(quick(quorum=2), wait_for=3)
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         return "no data" if path == "cloud/j" else towards({"cloud/i": (1.0, 1)})(path, work)
 
     tree = tree_of(top, device("cloud/i"), device("cloud/j"), device("cloud/k"), train=train)
@@ -333,7 +333,7 @@ def test_a_run_without_quorum_fails_and_says_who_was_missing_and_why() -> None:
 def test_metrics_say_how_many_were_in_and_of_how_many() -> None:
     top = cloud(quick(quorum=1), wait_for=2)
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         return "no data" if path == "cloud/j" else towards({"cloud/i": (1.0, 2)})(path, work)
 
     tree = tree_of(top, device("cloud/i"), device("cloud/j"), train=train)
@@ -350,7 +350,7 @@ def test_metrics_say_how_many_were_in_and_of_how_many() -> None:
 def test_an_edge_without_quorum_declines_upwards_and_says_who_was_missing() -> None:
     top = cloud(quick(open_for_s=100.0), quick())
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         return "the sensor is broken"
 
     tree = tree_of(top, edge(), device(PI), train=train)
@@ -374,7 +374,7 @@ def test_an_edge_without_children_declines() -> None:
 def test_an_edge_that_loses_its_quorum_in_a_later_round_contributes_what_it_has() -> None:
     top = cloud(quick(open_for_s=100.0), quick(rounds=3), is_scored=False)
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         return "battery low" if work.round == (1, 2) else towards(GOALS)(path, work)
 
     tree = tree_of(top, edge(), device(PI), train=train)
@@ -387,7 +387,7 @@ def test_an_edge_that_loses_its_quorum_in_a_later_round_contributes_what_it_has(
 def test_a_child_of_the_first_round_only_is_weighed_too() -> None:
     top = cloud(quick(open_for_s=100.0), quick(rounds=2), is_scored=False)
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         return "battery low" if path == PI and work.round == (1, 2) else towards(GOALS)(path, work)
 
     tree = tree_of(top, edge(), device(PI), device(PJ), train=train)
@@ -533,7 +533,7 @@ def test_an_edge_that_is_killed_in_its_second_round_begins_again_and_counts_each
     top = cloud(quick(open_for_s=500.0), quick(rounds=2, open_for_s=30.0), is_scored=False)
     is_slow = True
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         assert work.round != (1, 2) or not is_slow or path == PI, "PJ is cut off"
         return towards(GOALS, share=0.5)(path, work)
 
@@ -569,7 +569,7 @@ def test_a_device_that_is_killed_while_it_trains_answers_after_its_start() -> No
     top = cloud(quick(open_for_s=100.0))
     attempts: list[str] = []
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         attempts.append(path)
         return towards({"cloud/i": (1.0, 1)})(path, work)
 
@@ -607,7 +607,7 @@ def test_a_device_that_is_away_for_a_round_is_there_for_the_next() -> None:
 def test_a_metric_may_have_any_name(name: str) -> None:
     top = cloud(quick())
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         result = towards({EDGE: (1.0, 1)})(path, work)
         assert isinstance(result, Contribution)
         return Contribution(payload=result.payload, weight=result.weight, tallies={name: Tally(total=2.0, count=1)})
@@ -622,7 +622,7 @@ def test_a_metric_may_have_any_name(name: str) -> None:
 def test_a_score_beyond_every_float_is_left_out() -> None:
     top = cloud(quick())
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         result = towards({EDGE: (1.0, 1)})(path, work)
         assert isinstance(result, Contribution)
         return Contribution(
@@ -638,7 +638,7 @@ def test_a_score_beyond_every_float_is_left_out() -> None:
 def test_ever_other_metrics_do_not_fill_the_cloud() -> None:
     top = cloud(quick(), rounds=6)
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         result = towards({EDGE: (1.0, 1)})(path, work)
         assert isinstance(result, Contribution)
         tallies = {f"{work.round[0]}-{number}": Tally(total=1.0, count=1) for number in range(16)}
@@ -649,6 +649,25 @@ def test_ever_other_metrics_do_not_fill_the_cloud() -> None:
     tree.run(100.0)
     assert ends(tree) == [RunOver(run="r")]
     assert max(len(metrics.values) for metrics in said(tree.actions("cloud"), Metrics)) < 30
+
+
+def test_scores_that_never_come_end_the_run_without_them() -> None:
+    top = cloud(quick(), wait_at_most_s=50.0)
+    hang: Train = towards({"cloud/i": (1.0, 1)})
+    tree = Tree([top, device("cloud/i")], lambda path, work: None if work.is_central else hang(path, work))
+    tree.start("cloud/i", "cloud")
+    tree.run(40.0)
+    assert ends(tree) == []
+    tree.run(60.0)
+    assert ends(tree) == [RunOver(run="r")]
+    (late,) = [noted for noted in of(tree.actions("cloud"), Note) if noted.event == "scores_missing"]
+    assert late.fields == {"versions": [0, 1]}
+
+
+def test_a_metric_cannot_take_the_name_of_a_field() -> None:
+    sent = metrics_of((2,), {"round": Tally(total=1.0, count=1), "rmse": Tally(total=2.0, count=1)}, 3, 1.0)
+    assert isinstance(sent.message, Metrics)
+    assert sent.message.values == {"round": "g2", "samples": 3, "seconds": 1.0, "rmse": 2.0}
 
 
 # ------------------------------------------------------------------ what every node has

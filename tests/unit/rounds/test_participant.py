@@ -493,7 +493,7 @@ def test_a_call_heard_twice_is_one_call(stage: Any) -> None:
     assert pi.stage is before
 
 
-@pytest.mark.parametrize("stage", [joined, fetching, working, sending, answered])
+@pytest.mark.parametrize("stage", [fetching, working, sending, answered])
 def test_finished_ends_the_run_and_a_late_call_of_it_is_ignored(stage: Any) -> None:
     pi = stage()
     is_working = pi.stage is Stage.WORKING
@@ -504,6 +504,14 @@ def test_finished_ends_the_run_and_a_late_call_of_it_is_ignored(stage: Any) -> N
     for late in (call(), call(9), call(9, phase=Phase.FINISHED)):
         assert pi.hear(late, 2.0) == []
     assert pi.hear(call(run="next"), 3.0) or pi.stage is Stage.FETCHING
+
+
+def test_the_end_of_an_earlier_run_ends_nothing_here() -> None:
+    fresh, busy = joined(), working()
+    assert fresh.hear(call(phase=Phase.FINISHED), 1.0) == []
+    assert busy.hear(call(run="before", phase=Phase.FINISHED), 1.0) == []
+    assert busy.stage is Stage.WORKING
+    assert of(busy.hear(call(phase=Phase.FINISHED), 2.0), RunOver) == [RunOver(run="r")]
 
 
 def test_a_new_run_buries_the_old_one() -> None:
@@ -552,18 +560,59 @@ def test_what_is_being_done_for_the_same_round_goes_on(stage: Any) -> None:
     assert pi.stage is before
 
 
+def test_what_was_done_for_a_restarted_aggregator_is_not_done_again_at_its_reminder() -> None:
+    pi = sending()
+    pi.hear(call(boot=2), 10.0)
+    pi.hear(receipt(), 11.0)
+    assert of(pi.hear(call(boot=2), 12.0), Work) == []
+
+
+def test_a_restarted_aggregator_with_another_model_gets_other_work() -> None:
+    pi = working()
+    actions = pi.hear(call(boot=2, model=LONG), 10.0)
+    assert cancelled(actions) == ["r/g1"]
+    assert pi.stage is Stage.FETCHING
+
+
+def test_a_receipt_for_another_base_is_not_ours() -> None:
+    pi = sending()
+    pi.hear(Receipt(run="r", round=(1,), base=LONG.digest, accepted=True), 1.0)
+    assert pi.stage is Stage.SENDING
+
+
+def test_a_parent_that_is_gone_is_probed_ten_times_and_its_next_call_wakes_the_upload() -> None:
+    pi = sending()
+    parts = 0
+    while (now := pi.next_deadline) is not None:
+        parts += len(said(pi.tick(now), UpdatePart))
+    assert parts == 10
+    pi.hear(call(), 5000.0)
+    assert pi.next_deadline == 5000.0
+    assert len(said(pi.tick(5000.0), UpdatePart)) == 1
+
+
+def test_while_the_link_is_down_nothing_is_put_in_line() -> None:
+    pi = sending()
+    pi.lost()
+    waits = [pi.next_deadline]
+    assert pi.tick(1e6) == []
+    pi.connected(2e6)
+    assert [*waits, pi.next_deadline] == [None, 2e6]
+    assert len(said(pi.tick(2e6), UpdatePart)) == 1
+
+
 # ------------------------------------------------------------------ whatever comes
 
 
-def test_it_is_never_without_a_deadline_while_it_fetches_or_sends() -> None:
-    for pi in (fetching(call(model=LONG)), sending(BIG)):
-        pi.hear(ModelPart(blob=LONG.blob, index=1, count=2, size=3, data=b"x"), 1.0)
-        for _ in range(100):
-            now = pi.next_deadline
-            assert now is not None
-            pi.tick(now)
-            assert pi.next_deadline is not None
-            assert pi.next_deadline > now
+def test_it_is_never_without_a_deadline_while_it_fetches() -> None:
+    pi = fetching(call(model=LONG))
+    pi.hear(ModelPart(blob=LONG.blob, index=1, count=2, size=3, data=b"x"), 1.0)
+    for _ in range(100):
+        now = pi.next_deadline
+        assert now is not None
+        pi.tick(now)
+        assert pi.next_deadline is not None
+        assert pi.next_deadline > now
 
 
 def test_a_clock_that_jumps_back_only_makes_it_wait() -> None:

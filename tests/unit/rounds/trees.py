@@ -136,13 +136,14 @@ def noted(actions: Iterable[Action], event: str) -> dict[str, Any]:
     return found.fields
 
 
-Train = Callable[[str, Work], Contribution | str]
+#: A contribution, the reason why there is none, or None for work that never ends.
+Train = Callable[[str, Work], Contribution | str | None]
 
 
 def towards(goals: dict[str, tuple[float, int]], share: float = 1.0) -> Train:
     """Return a training that moves every weight by `share` of the way to the client's goal, for (goal, samples)."""
 
-    def train(path: str, work: Work) -> Contribution | str:
+    def train(path: str, work: Work) -> Contribution | str | None:
         goal, samples = goals[path]
         model = MATH.decode_model(work.model)
         assert MATH.digest(model) == work.digest
@@ -219,7 +220,7 @@ class Tree:
                 result = self.train(path, action)
                 if isinstance(result, str):
                     self._events.append((path, WorkFailed(work_id=action.work_id, reason=result)))
-                else:
+                elif result is not None:
                     self._events.append((path, Worked(work_id=action.work_id, result=result)))
             elif isinstance(action, ClearSlots):
                 for slot in range(action.first, action.end):
