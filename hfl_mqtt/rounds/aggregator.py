@@ -55,6 +55,7 @@ class Outcome:
     kind: Kind
     is_missed: bool
     weights: Any = field(repr=False)
+    quorum: int
     accepted: dict[str, int]
     declined: dict[str, str]
     missing: tuple[str, ...]
@@ -436,6 +437,7 @@ class Aggregator:
             round=call.round,
             kind=call.plan.kind,
             is_missed=is_missed,
+            quorum=ongoing.quorum,
             weights=weights,
             accepted=ongoing.accepted,
             declined=ongoing.declined,

@@ -180,7 +180,7 @@ class CloudNode(Node):
         if outcome is None:
             return actions
         if outcome.is_missed and outcome.kind is Kind.TRAIN:
-            missed = f"{round_text(outcome.round)} had {len(outcome.accepted)} updates, fewer than its quorum"
+            missed = f"{round_text(outcome.round)} had {len(outcome.accepted)} of the {outcome.quorum} updates it needs"
             return actions + self._end(f"{missed}; waited for {outcome.waited_for() or 'children'}")
         scores = {name: value for name, tally in outcome.tallies.items() if (value := tally.value) is not None}
         scores.pop("loss", None)

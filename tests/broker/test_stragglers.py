@@ -517,7 +517,7 @@ def test_a_round_closes_at_its_deadline_and_a_run_without_quorum_says_whom_it_mi
     b.tell(Decline(run=call.run, round=call.round, reason="no light\x1b[2J\n[red]hfl: all is well"))
     assert tree.processes["cloud"].wait(LIMIT_S) == 5
     said = tree.log_path("cloud").read_text()
-    assert said.startswith("hfl: g2 had 0 updates, fewer than its quorum; waited for cloud/farm-a (no quorum: 0 ")
+    assert said.startswith("hfl: g2 had 0 of the 1 updates it needs; waited for cloud/farm-a (0 of ")
     assert rf"{B} (no light\x1b[2J\n[red]hfl: all is well), {A} (no answer)" in said
     assert said.count("\n") == 1
     assert tree.note(EDGE, "missed", round="g2.e1")["accepted"] == 0

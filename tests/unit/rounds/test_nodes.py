@@ -327,7 +327,7 @@ def test_a_run_without_quorum_fails_and_says_who_was_missing_and_why() -> None:
     tree.nodes["cloud"].handle(Received(message=READY, sender="cloud/k"), 0.0)
     tree.run(1000.0)
     (end,) = ends(tree)
-    assert end.failure == ("g1 had 1 updates, fewer than its quorum; waited for cloud/j (no data), cloud/k (no answer)")
+    assert end.failure == ("g1 had 1 of the 2 updates it needs; waited for cloud/j (no data), cloud/k (no answer)")
 
 
 def test_metrics_say_how_many_were_in_and_of_how_many() -> None:
@@ -357,10 +357,10 @@ def test_an_edge_without_quorum_declines_upwards_and_says_who_was_missing() -> N
     tree.start(PI, EDGE, "cloud")
     tree.run(1000.0)
     (decline, *_) = said(tree.actions(EDGE), Decline)
-    assert decline.reason == "no quorum: 0 updates; waited for cloud/a/i (the sensor is broken)"
+    assert decline.reason == "0 of 1 updates; waited for cloud/a/i (the sensor is broken)"
     (end,) = ends(tree)
     assert end.failure is not None
-    assert "cloud/a (no quorum: 0 updates; waited for cloud/a/i (the sensor is broken))" in end.failure
+    assert "cloud/a (0 of 1 updates; waited for cloud/a/i (the sensor is broken))" in end.failure
 
 
 def test_an_edge_without_children_declines() -> None:
@@ -368,7 +368,7 @@ def test_an_edge_without_children_declines() -> None:
     tree = tree_of(top, edge(), train=towards({}))
     tree.start(EDGE, "cloud")
     tree.run(1000.0)
-    assert said(tree.actions(EDGE), Decline)[0].reason == "no quorum: 0 updates; waited for children"
+    assert said(tree.actions(EDGE), Decline)[0].reason == "0 of 1 updates; waited for children"
 
 
 def test_an_edge_that_loses_its_quorum_in_a_later_round_contributes_what_it_has() -> None:
