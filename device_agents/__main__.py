@@ -15,6 +15,7 @@ from typing import Any
 from device_agents.boards import detect
 from device_agents.vitals import FRESH_S, Vitals
 from hfl_mqtt.errors import HflError
+from hfl_mqtt.ops import logs
 
 PROGRAM = "device_agents"
 
@@ -22,6 +23,7 @@ PROGRAM = "device_agents"
 def main() -> None:
     """Run the agent; errors end it with one line and the exit codes of `hfl`."""
     arguments = _parser().parse_args()
+    logs.to_stderr(quiet=arguments.quiet)
     try:
         if arguments.vitals:
             sys.stdout.write(json.dumps(look(), indent=2) + "\n")

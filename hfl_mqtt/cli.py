@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -10,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from hfl_mqtt.errors import HflError, RunFailed
+from hfl_mqtt.ops import logs
 
 app = typer.Typer(
     name="hfl",
@@ -39,7 +39,7 @@ def cloud(config: Config, quiet: Quiet = False, as_json: Json = False) -> None:
     from hfl_mqtt.config.roles import load_role
     from hfl_mqtt.ops.cloud import run_cloud
 
-    _log(quiet=quiet)
+    logs.to_stderr(quiet=quiet)
     run_cloud(load_role(config, CloudConfig), quiet=quiet, as_json=as_json)
 
 
@@ -51,7 +51,7 @@ def edge(config: Config, quiet: Quiet = False, as_json: Json = False) -> None:
     from hfl_mqtt.ops.serve import serve
     from hfl_mqtt.roles import edge as role
 
-    _log(quiet=quiet)
+    logs.to_stderr(quiet=quiet)
     settings = load_role(config, EdgeConfig)
     serve(lambda record: role.make(settings, record), settings.journal_path(), quiet=quiet, as_json=as_json)
 
@@ -64,7 +64,7 @@ def client(config: Config, quiet: Quiet = False, as_json: Json = False) -> None:
     from hfl_mqtt.ops.serve import serve
     from hfl_mqtt.roles import client as role
 
-    _log(quiet=quiet)
+    logs.to_stderr(quiet=quiet)
     settings = load_role(config, ClientConfig)
     journal = settings.state_path(settings.devices[0]) / "journal.jsonl"
     serve(lambda record: role.make(settings, record), journal, quiet=quiet, as_json=as_json)
@@ -160,16 +160,9 @@ def demo(
     run_demo(wishes)
 
 
-def _log(*, quiet: bool) -> None:
-    """Send log lines to stderr: the trace of a fault of ours always, a warning only where no note says it already."""
-    handler = logging.StreamHandler()
-    handler.addFilter(lambda record: bool(record.exc_info) or (quiet and record.levelno == logging.WARNING))
-    logging.getLogger("hfl_mqtt").handlers = [handler]
-
-
 def main() -> None:
     """Run the command line; the entry point `hfl`."""
-    _log(quiet=False)
+    logs.to_stderr(quiet=False)
     try:
         app()
     except HflError as error:

@@ -6,11 +6,15 @@ Extending hfl-mqtt is one class and one entry-point line in the groups `hfl_mqtt
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any
 
 from hfl_mqtt.errors import ConfigError
+
+#: What one entry of a group is called.
+SINGULAR = {"codecs": "codec", "strategies": "strategy", "tasks": "task"}
 
 
 def names(group: str) -> list[str]:
@@ -26,7 +30,16 @@ def load(group: str, name: str) -> Any:
     """
     for entry in entry_points(group=f"hfl_mqtt.{group}", name=name):
         return entry.load()
-    known = names(group)
+    raise ConfigError(f"no {SINGULAR.get(group, group)} is called {name!r}{known_names(name, names(group))}")
+
+
+def known_names(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence about a name that does not exist: the nearest that does, and all of them.
+
+    >>> known_names("indx", ("index", "of"))
+    ", did you mean 'index'? Known: index, of"
+    """
+    known = list(known)
     near = get_close_matches(name, known, 1)
     hint = f", did you mean {near[0]!r}?" if near else "."
-    raise ConfigError(f"no {group.rstrip('s')} is called {name!r}{hint} Known: {', '.join(known) or 'none installed'}")
+    return f"{hint} Known: {', '.join(known) or 'none installed'}"

@@ -12,8 +12,10 @@ from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
 from hfl_mqtt.config.sections import (
+    GRACE_S,
     BrokerConfig,
     Federation,
+    ModelSize,
     NodeName,
     PlanConfig,
     Secret,
@@ -125,7 +127,7 @@ class CloudConfig(_Aggregator):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        mistakes = [*self._unreachable(), *_too_long(self.tiers)]
+        mistakes = [*self._unreachable(), *_too_short(self.tiers)]
         if mistakes:
             raise misplaced(*mistakes)
         return self
@@ -143,7 +145,10 @@ class CloudConfig(_Aggregator):
 
     def to_tiers(self) -> tuple[messages.Tier, ...]:
         """Return the tiers as machines take them, the cloud's first, with the global rounds as its own."""
-        return (self.tiers[0].to_tier(self.rounds), *(tier.to_tier() for tier in self.tiers[1:]))
+        made: list[messages.Tier] = []
+        for index, tier in reversed(list(enumerate(self.tiers))):
+            made.insert(0, tier.to_tier(None if index else self.rounds, below=made[0] if made else None))
+        return tuple(made)
 
     def to_plan(self) -> messages.Plan:
         """Return the plan that the cloud sends down: with the tiers below the cloud."""
@@ -162,6 +167,7 @@ class EdgeConfig(_Aggregator):
     journal: LocalPath | None = Field(
         default=None, description="File for the journal; by default journal.jsonl in the state folder."
     )
+    max_model: ModelSize = Field(default=messages.MAX_BLOB, description="The largest model that this node takes.")
     until_finished: bool = Field(
         default=False, description="Whether to end when a run has finished, rather than wait for the next."
     )
@@ -195,6 +201,7 @@ class ClientConfig(_Node):
     )
     threads: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Cores to train on.")
     idle: Duration = Field(default=60.0, description="The training process ends after so long without work.")
+    max_model: ModelSize = Field(default=messages.MAX_BLOB, description="The largest model that this node takes.")
     until_finished: bool = Field(
         default=False, description="Whether to end when a run has finished, rather than wait for the next."
     )
@@ -269,7 +276,7 @@ class DemoConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        mistakes = list(_too_long(self.tiers or ()))
+        mistakes = list(_too_short(self.tiers or ()))
         if self.farms is not None and self.clients is not None and self.clients < self.farms:
             mistakes.append((("clients",), f"{self.clients} devices do not fill {self.farms} farms: each needs one"))
         if mistakes:
@@ -277,14 +284,21 @@ class DemoConfig(Section):
         return self
 
 
-def _too_long(tiers: tuple[TierConfig, ...]) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the tiers whose rounds do not fit into one round of the tier above."""
+def _too_short(tiers: tuple[TierConfig, ...]) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the tiers that do not wait for what the tier below them may take."""
     for index, (above, tier) in enumerate(pairwise(tiers)):
         needed = tier.rounds * tier.open_for
+        rounds = f"{tier.rounds} round{'s' if tier.rounds > 1 else ''}"
         if needed > above.open_for:
-            rounds = f"{tier.rounds} round{'s' if tier.rounds > 1 else ''} of {duration_text(tier.open_for)}"
             yield (
                 ("tiers", index + 1, "open_for"),
-                f"{rounds} can take {duration_text(needed)}, but the tier above waits only "
-                f"{duration_text(above.open_for)}: raise tiers[{index}].open_for, or lower this",
+                f"{rounds} of {duration_text(tier.open_for)} can take {duration_text(needed)}, but the tier above "
+                f"waits only {duration_text(above.open_for)}: raise tiers[{index}].open_for, or lower this",
+            )
+        waits = tier.rounds * (GRACE_S if tier.grace is None else tier.grace)
+        if above.grace is not None and waits and above.grace <= waits:
+            yield (
+                ("tiers", index, "grace"),
+                f"is over before the tier below has waited for its stragglers, up to {duration_text(waits)} in "
+                f"{rounds}: one slow device would cost its farm the round; make it longer, or leave it out",
             )

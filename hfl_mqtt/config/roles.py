@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from hfl_mqtt.config.options import unknown_options
 from hfl_mqtt.config.source import Document, read
 from hfl_mqtt.config.wording import Mistake, near
 
@@ -70,4 +71,5 @@ def _check(document: Document, role: str) -> BaseModel:
     model: type[BaseModel] = getattr(import_module(module), name)
     if "role" not in model.model_fields:
         document.data.pop("role", None)
+    document.mistakes += unknown_options(role, document.data)
     return document.check(model)

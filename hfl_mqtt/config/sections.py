@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -14,9 +13,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from typing_extensions import Self
 
 from hfl_mqtt import registry
-from hfl_mqtt.config.units import Duration, LocalPath, Quorum, Real, Share, Whole
+from hfl_mqtt.config.units import Duration, LocalPath, Quorum, Real, Share, Size, Whole, located
 from hfl_mqtt.config.wording import misplaced, near
 from hfl_mqtt.errors import ConfigError
+from hfl_mqtt.learning.keys import KEYS
 from hfl_mqtt.protocol import messages
 from hfl_mqtt.protocol.topics import is_federation, is_path
 from hfl_mqtt.transport.link import Account
@@ -25,7 +25,6 @@ _INSTEAD = (
     "is not taken here, so that no password lies in a configuration: put it in a file and name that in password_file, "
     "or in an environment variable and name that in password_env"
 )
-_ONE = {"tasks": "task", "strategies": "strategy"}
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.\-]{0,252})\Z")
 
 
@@ -65,7 +64,7 @@ def registered(group: str) -> Any:
         if name not in known:
             meant = near(name, known)
             hint = f", did you mean {meant!r}?" if meant else f"; known are {', '.join(known) or 'none'}"
-            raise ValueError(f"no {_ONE[group]} is called {name[:60]!r}{hint}")
+            raise ValueError(f"no {registry.SINGULAR[group]} is called {name[:60]!r}{hint}")
         return name
 
     return AfterValidator(check)
@@ -90,6 +89,7 @@ NodeName = Annotated[str, AfterValidator(node_name)]
 Federation = Annotated[str, AfterValidator(_federation)]
 Host = Annotated[str, AfterValidator(_host)]
 ExistingFile = Annotated[LocalPath, AfterValidator(_existing)]
+ModelSize = Annotated[Size, Field(ge=1, le=messages.MAX_BLOB)]
 CodecText = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_codec)]
 
 
@@ -152,16 +152,6 @@ class Secret(Section):
             raise ConfigError(f"the password file {path} must hold the password on one line and nothing else")
         return text
 
-    def exposure(self) -> str | None:
-        """Return a warning if other users of this machine can read the password file, else None."""
-        try:
-            mode = self.password_file.stat().st_mode if self.password_file else 0
-        except OSError:
-            return None  # `password` says so
-        if mode & stat.S_IROTH:
-            return f"every user of this machine can read the password file {self.password_file}: chmod 600 it"
-        return None
-
 
 class BrokerConfig(Secret):
     """The Mosquitto that a node connects to, and as whom."""
@@ -196,6 +186,15 @@ class TaskConfig(Section):
 
     name: Annotated[str, registered("tasks")] | None = Field(default=None, description="A registered task.")
     file: ExistingFile | None = Field(default=None, description="A Python file with a task in it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_start_at_the_file(cls, given: Any, info: ValidationInfo) -> Any:
+        keys = KEYS.get(str(given.get("name"))) if isinstance(given, dict) else None
+        if keys is None:
+            return given
+        paths = {key: given[key] for key in keys.paths if isinstance(given.get(key), str) and given[key]}
+        return given | {key: str(located(Path(path), info)) for key, path in paths.items()}
 
     @model_validator(mode="after")
     def _is_one_task(self) -> Self:
@@ -249,6 +248,10 @@ class PlanConfig(Section):
         return messages.Plan(task=task, epochs=epochs, steps=self.steps, seed=seed, tiers=tiers, **rest)
 
 
+#: How long the tier over the devices waits for stragglers, where nothing else is said.
+GRACE_S = 5.0
+
+
 class TierConfig(Section):
     """How one tier of aggregators runs its rounds."""
 
@@ -262,20 +265,26 @@ class TierConfig(Section):
     open_for: Annotated[Duration, Field(gt=0)] = Field(
         default=60.0, description="How long a round waits for its quorum."
     )
-    grace: Duration = Field(default=5.0, description="How long it waits on for the others, once the quorum is in.")
+    grace: Duration | None = Field(
+        default=None,
+        description="How long it waits on for the others, once the quorum is in; by default 5 s for the tier over the "
+        "devices, and long enough for the tier below it in every other.",
+    )
     retries: Annotated[Whole, Field(ge=0, le=1000)] = Field(
         default=2, description="How often a round without quorum is asked again."
     )
     codec: CodecText = Field(default="raw | zstd", description="How updates to this tier are coded.")
 
-    def to_tier(self, rounds: int | None = None) -> messages.Tier:
-        """Return the tier as it is sent; `rounds` stands in for its own number of rounds."""
+    def to_tier(self, rounds: int | None = None, *, below: messages.Tier | None = None) -> messages.Tier:
+        """Return the tier as it is sent, over the tier `below`; `rounds` stands in for its own number of rounds."""
+        # A child that itself waits through its grace in each of its rounds must not come too late for that.
+        least_s = 0.0 if below is None else 2 * below.rounds * below.grace_s
         return messages.Tier(
             rounds=self.rounds if rounds is None else rounds,
             quorum=self.quorum,
             fraction=self.fraction,
             open_for_s=self.open_for,
-            grace_s=self.grace,
+            grace_s=GRACE_S + least_s if self.grace is None else self.grace,
             retries=self.retries,
             codec=self.codec,
         )

@@ -6,14 +6,14 @@ account exists only on the broker where its owner connects.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
+from hfl_mqtt.config.wording import KeyPath, misplaced
 from hfl_mqtt.protocol import topics
 
 #: In the output, beside the brokers' directories.
@@ -76,26 +76,36 @@ class Site(BaseModel):
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> Self:
+        if mistakes := list(self._mistakes()):
+            raise misplaced(*mistakes)
+        return self
+
+    def _mistakes(self) -> Iterator[tuple[KeyPath, str]]:
         brokers = list(self.brokers())
-        paths = [path for broker in brokers for path in broker.nodes]
-        for path in paths:
+        nodes = [node for broker in brokers for node in broker.named]
+        viewers: list[tuple[KeyPath, str]] = [(("viewers", index), name) for index, name in enumerate(self.viewers)]
+        for keys, path in nodes:
             if not topics.is_path(path):
-                raise ValueError(f"{path!r} is too long a path, or lies more than {topics.MAX_DEPTH} levels deep")
+                yield keys, f"{path!r} is too long a path, or lies more than {topics.MAX_DEPTH} levels deep"
         for broker in brokers:
             if broker.below and broker.place.host is None:
-                raise ValueError(f"{broker.path} has farms below it, so it needs `host:`, where they find it")
-        for viewer in self.viewers:
+                yield broker.keys, f"{broker.path} has farms below it, so it needs `host:`, where they find it"
+        told: set[KeyPath] = set()
+        for keys, viewer in viewers:
             if viewer == self.cloud.name:
-                raise ValueError(f"the viewer {viewer!r} is called like the cloud and would have its rights; rename it")
-        _refuse_twice([*paths, *self.viewers], "{!r} stands in this site twice; rename one")
-        directories = [PASSWORDS_FILE, SECRETS_DIR, *(broker.directory for broker in brokers)]
-        _refuse_twice(directories, "the files of two brokers, or of one and our own, would be called {!r}; rename one")
-        _refuse_twice([secret_name(account) for account in self.accounts()], "two secrets would be {!r}; rename one")
-        return self
+                told.add(keys)
+                yield keys, f"the viewer {viewer!r} is called like the cloud and would have its rights; rename it"
+        yield from _twice([*nodes, *viewers], "{!r} stands in this site twice; rename one", told)
+        directories = [((*broker.keys, "name"), broker.directory) for broker in brokers]
+        text = "the files of two brokers, or of one and our own, would be called {!r}; rename one"
+        yield from _twice([((), PASSWORDS_FILE), ((), SECRETS_DIR), *directories], text, told)
+        bridges = [((*broker.keys, "name"), bridge_account(broker.path)) for broker in brokers if broker.above]
+        secrets = [(keys, secret_name(account)) for keys, account in [*nodes, *bridges, *viewers]]
+        yield from _twice(secrets, "two secrets would be {!r}; rename one", told)
 
     def brokers(self) -> Iterator[Broker]:
         """Yield every broker, each after the one above it."""
-        yield (root := Broker(self.cloud.name, self.cloud, None, self.farms))
+        yield (root := Broker(self.cloud.name, self.cloud, None, self.farms, ("cloud",)))
         yield from _below(root)
 
     def accounts(self) -> list[str]:
@@ -113,6 +123,8 @@ class Broker:
     place: Place
     above: Broker | None
     below: tuple[Farm, ...]
+    #: Where it stands in the site file.
+    keys: KeyPath
 
     @property
     def devices(self) -> list[str]:
@@ -123,6 +135,12 @@ class Broker:
     def nodes(self) -> list[str]:
         """The paths of all nodes that connect here: the aggregator and its devices."""
         return [self.path, *self.devices]
+
+    @property
+    def named(self) -> list[tuple[KeyPath, str]]:
+        """The paths of all nodes that connect here, each with where its name stands in the site file."""
+        devices = [((*self.keys, "devices", index), path) for index, path in enumerate(self.devices)]
+        return [((*self.keys, "name"), self.path), *devices]
 
     @property
     def bridges(self) -> list[str]:
@@ -150,12 +168,18 @@ def secret_name(account: str) -> str:
 
 
 def _below(broker: Broker) -> Iterator[Broker]:
-    for farm in broker.below:
-        yield (child := Broker(f"{broker.path}/{farm.name}", farm, broker, farm.farms))
+    above: KeyPath = () if broker.above is None else broker.keys
+    for index, farm in enumerate(broker.below):
+        keys = (*above, "farms", index)
+        yield (child := Broker(f"{broker.path}/{farm.name}", farm, broker, farm.farms, keys))
         yield from _below(child)
 
 
-def _refuse_twice(names: list[str], message: str) -> None:
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise ValueError(message.format(name))
+def _twice(names: Iterable[tuple[KeyPath, str]], text: str, told: set[KeyPath]) -> Iterator[tuple[KeyPath, str]]:
+    """Yield each name that stood before, at its second place; a place stands in `told` once something is said of it."""
+    seen = set[str]()
+    for keys, name in names:
+        if name in seen and keys not in told:
+            told.add(keys)
+            yield keys, text.format(name)
+        seen.add(name)

@@ -1,7 +1,7 @@
 """The values people write in YAML: durations, sizes, shares, quorums and paths, as Annotated types for pydantic models.
 
 A unit stands beside its number (`5 min`, `256 KiB`, `50 %`), so no key needs one in its name and nobody has to guess.
-Each type has a function that writes the value back; reading that text again gives the same value.
+What `duration_text` writes is read again as the same value.
 """
 
 from __future__ import annotations
@@ -84,18 +84,6 @@ def parse_size(value: Any) -> int:
     return int(size)
 
 
-def size_text(size_bytes: int) -> str:
-    """Write a size so that `parse_size` gives it back.
-
-    >>> size_text(262144), size_text(2_000_000), size_text(1001)
-    ('256 KiB', '2 MB', '1001 B')
-    """
-    for unit in ("GiB", "GB", "MiB", "MB", "KiB", "kB"):
-        if size_bytes and size_bytes % _BYTES[unit] == 0:
-            return f"{size_bytes // _BYTES[unit]} {unit}"
-    return f"{size_bytes} B"
-
-
 def parse_share(value: Any) -> float:
     """Return a share over 0 and at most 1.
 
@@ -113,16 +101,6 @@ def parse_share(value: Any) -> float:
         hint = f", did you mean '{_shown(value)} %'?" if unit is None and 1 < number <= 100 else ""
         raise ValueError(f"must be {_SHARE}, over 0 and at most 1 (100 %), got {_shown(value)}{hint}")
     return share
-
-
-def share_text(share: float) -> str:
-    """Write a share so that `parse_share` gives it back.
-
-    >>> share_text(0.5), share_text(1.0), share_text(1 / 3)
-    ('50 %', '100 %', '0.3333333333333333')
-    """
-    percent = round(share * 100)
-    return f"{percent} %" if percent / 100 == share else repr(share)
 
 
 def parse_quorum(value: Any) -> float | int:
@@ -181,7 +159,8 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-def _local(path: Path, info: ValidationInfo) -> Path:
+def located(path: Path, info: ValidationInfo) -> Path:
+    """Return `path` without `~`, from the folder of the file that is read; ValueError where it cannot be resolved."""
     try:
         expanded = path.expanduser()
     except RuntimeError as error:
@@ -203,4 +182,4 @@ Whole = Annotated[int, BeforeValidator(_not_bool)]
 #: A finite number; true and false are none.
 Real = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 #: A path; `~` is the home folder, and what is relative is relative to the folder of the configuration file.
-LocalPath = Annotated[Path, AfterValidator(_local)]
+LocalPath = Annotated[Path, AfterValidator(located)]

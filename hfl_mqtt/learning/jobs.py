@@ -11,13 +11,13 @@ import struct
 from dataclasses import field
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import msgpack
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from hfl_mqtt.protocol.messages import MAX_BLOB, Plan, Tally
+from hfl_mqtt.protocol.messages import MAX_BLOB, MAX_WEIGHT, Plan, Tallies
 
 #: A model and what stands around it.
 MAX_FRAME = MAX_BLOB + 1024 * 1024
@@ -32,14 +32,13 @@ _CONFIG = ConfigDict(extra="forbid")
 class TrainJob:
     """One client's share of a round: score the model that was sent, train it, encode the delta.
 
-    `task` names a registered task, or is None where `task_options` name a file (see `tasks.load_task`). A plan that
-    evaluates is answered with `Evaluated`. `seed` decides the order of batches and everything random in training; the
-    caller derives it from the run's seed, the round and the client. `digest` is what the decoded model must have.
+    `task_options` is what stands under `task:` (see `tasks.load_task`). A plan that evaluates is answered with
+    `Evaluated`. `seed` decides the order of batches and everything random in training; the caller derives it from the
+    run's seed, the round and the client. `digest` is what the decoded model must have.
     """
 
     id: str
     client: str
-    task: str | None
     task_options: dict[str, Any]
     data_options: dict[str, Any]
     plan: Plan
@@ -55,7 +54,6 @@ class EvaluateJob:
 
     id: str
     client: str
-    task: str | None
     task_options: dict[str, Any]
     data_options: dict[str, Any] | None = None
     model: bytes = field(repr=False)
@@ -67,7 +65,6 @@ class InitialJob:
     """Build the task's model from a seed: what a run starts from."""
 
     id: str
-    task: str | None
     task_options: dict[str, Any]
     seed: int
 
@@ -97,12 +94,15 @@ class Unready:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Trained:
-    """An encoded mean delta and the samples behind it; tallies: "loss", and the metric of the model that was *sent*."""
+    """An encoded mean delta and the samples behind it; tallies: "loss", and the metric of the model that was *sent*.
+
+    The bounds are those of the update that it becomes: what passes here, the agent can send.
+    """
 
     job_id: str
-    payload: bytes = field(repr=False)
-    samples: int
-    tallies: dict[str, Tally]
+    payload: Annotated[bytes, Field(max_length=MAX_BLOB)] = field(repr=False)
+    samples: Annotated[int, Field(ge=0, le=MAX_WEIGHT)]
+    tallies: Tallies
     seconds: float
 
 
@@ -111,7 +111,7 @@ class Evaluated:
     """Tallies by metric, for central data by `set_metric`. Empty where there is no held-out data."""
 
     job_id: str
-    tallies: dict[str, Tally]
+    tallies: Tallies
     seconds: float
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,13 @@ from hfl_mqtt.learning.weights import digest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tags:
-    """What a checkpoint says of itself. `extra` is for the owner, e.g. the machine's state beside the model."""
+    """What a checkpoint says of itself."""
 
     task: str
     run: str
     round: str
     digest: str
     software: str = __version__
-    extra: Mapping[str, str] = field(default_factory=dict)
 
 
 def save(path: Path, weights: Weights, tags: Tags) -> None:
@@ -43,7 +41,6 @@ def save(path: Path, weights: Weights, tags: Tags) -> None:
         "round": tags.round,
         "digest": tags.digest,
         "software": tags.software,
-        "extra": json.dumps(dict(tags.extra)),
         "order": json.dumps(list(weights)),  # safetensors sorts by size and name
     }
     # Safetensors writes the memory as it lies, whatever the strides.
@@ -61,10 +58,7 @@ def load(path: Path) -> tuple[Weights, Tags]:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        tags = Tags(
-            **{key: metadata[key] for key in ("task", "run", "round", "digest", "software")},
-            extra=dict(json.loads(metadata["extra"])),
-        )
+        tags = Tags(**{key: metadata[key] for key in ("task", "run", "round", "digest", "software")})
         weights = {name: found[name] for name in json.loads(metadata["order"])}
         actual = digest(weights)
     except FileNotFoundError:

@@ -106,9 +106,9 @@ class Trainer:
         """Score a model; gives `Evaluated` or `Failed`."""
         self._submit(job)
 
-    def initial(self, task: str | None, options: dict[str, Any], seed: int, *, job_id: str = "initial") -> str:
+    def initial(self, options: dict[str, Any], seed: int, *, job_id: str = "initial") -> str:
         """Build a task's first model; gives `Initial` or `Failed` under the job id that is returned."""
-        self._submit(InitialJob(id=job_id, task=task, task_options=options, seed=seed))
+        self._submit(InitialJob(id=job_id, task_options=options, seed=seed))
         return job_id
 
     def cancel(self, job_id: str) -> None:

@@ -175,24 +175,6 @@ def difference(weights: Weights, base: Weights) -> Weights:
     return delta
 
 
-def add_delta(base: Weights, delta: Weights) -> Weights:
-    """Return `base + delta`, in the dtypes of `base`.
-
-    Raises:
-        Refused: `delta` does not fit `base`, or a sum leaves the range of its dtype.
-    """
-    layout = layout_of(base)
-    check_layout(layout_of(delta), delta_layout(layout))
-    for name in base:
-        check_stays_in_range(name, base[name], delta[name])
-    return {
-        name: np.asarray(start + delta[name], dtype=layout[name].dtype)
-        if start.dtype.kind == "f"
-        else np.asarray(start.astype(_INT64) + delta[name]).astype(layout[name].dtype)
-        for name, start in base.items()
-    }
-
-
 def check_stays_in_range(name: str, start: NDArray[Any], delta: NDArray[Any]) -> None:
     """Check that every `start + delta` is a number of `start`'s dtype.
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,12 +37,16 @@ from hfl_mqtt.learning.jobs import (
     TrainJob,
     Unready,
 )
-from hfl_mqtt.protocol.messages import Kind, Tally
+from hfl_mqtt.protocol.messages import MAX_TALLIES, MAX_TOTAL, MAX_WEIGHT, Kind, Tally
 
 if TYPE_CHECKING:
     import torch
 
-    from hfl_mqtt.learning.contracts import Score, Task, Weights
+    from hfl_mqtt.learning.contracts import Task, Weights
+
+#: The protocol's own bounds of a metric's name and of a tally's count.
+MAX_NAME = 64
+MAX_COUNT = 2**53
 
 
 def main() -> None:
@@ -116,17 +121,18 @@ class Bench:
         test = self._set(job, "test")
         if test is not None:
             score = sgd.evaluate(task, model, test, device=self._device, stop=stop)
-            tallies[task.metric.name] = _tally(task, score)
+            tallies[task.metric.name] = _tally(task.metric.name, score.total, score.count, task.metric.is_root)
         if job.plan.kind is Kind.EVALUATE:
             return Evaluated(job_id=job.id, tallies=tallies, seconds=time.monotonic() - began)
         data = self._set(job, "train")
         result = sgd.train(task, model, data, job.plan, job.seed, device=self._device, stop=stop)
-        tallies["loss"] = Tally(total=result.loss * result.samples, count=result.samples)
+        samples = _samples(result.samples)
+        tallies["loss"] = _tally("loss", result.loss * samples, samples)
         payload = self._arithmetic.encode_delta(sgd.weights_of(model), base, job.codec, job.seed)
         return Trained(
             job_id=job.id,
             payload=payload,
-            samples=result.samples,
+            samples=samples,
             tallies=tallies,
             seconds=time.monotonic() - began,
         )
@@ -141,8 +147,9 @@ class Bench:
         else:
             test = self._set(job, "test")
             sets = {} if test is None else {task.metric.name: test}
+        _check_names(sets)
         scores = {name: sgd.evaluate(task, model, data, device=self._device, stop=stop) for name, data in sets.items()}
-        tallies = {name: _tally(task, score) for name, score in scores.items()}
+        tallies = {name: _tally(name, score.total, score.count, task.metric.is_root) for name, score in scores.items()}
         return Evaluated(job_id=job.id, tallies=tallies, seconds=time.monotonic() - began)
 
     def _initial(self, job: InitialJob) -> Initial:
@@ -183,13 +190,15 @@ class Bench:
     def _task(self, job: Job) -> Task:
         from hfl_mqtt.learning.tasks import load_task
 
-        key = _key(job.task, job.task_options)
+        key = _key(job.task_options)
         if key not in self._tasks:
-            self._tasks[key] = load_task(job.task, job.task_options)
+            task = load_task(job.task_options)
+            _check_name(task.metric.name)
+            self._tasks[key] = task
         return self._tasks[key]
 
     def _set(self, job: TrainJob | EvaluateJob, which: str) -> Any:
-        key = _key(job.task, job.task_options, job.client, job.data_options, which)
+        key = _key(job.task_options, job.client, job.data_options, which)
         if key not in self._data:
             task, options = self._task(job), job.data_options or {}
             if which == "central":
@@ -249,8 +258,39 @@ def _say(stream: BinaryIO, frame: Result | Ready | Unready) -> None:
         os._exit(0)  # the agent has gone
 
 
-def _tally(task: Task, score: Score) -> Tally:
-    return Tally(total=score.total, count=score.count, is_root=task.metric.is_root)
+# What a task gives is held to the bounds of the protocol here, where it costs a round; the agent would end by it.
+
+
+def _samples(samples: Any) -> int:
+    count = int(samples)
+    if count != samples or not 0 <= count <= MAX_WEIGHT:
+        raise TaskError(
+            f"train() gave samples={samples!r}: return how many examples were trained on, 0 to {MAX_WEIGHT}"
+        )
+    return count
+
+
+def _tally(name: str, total: Any, count: Any, is_root: bool = False) -> Tally:
+    total, count = float(total), float(count)
+    if not (abs(total) <= MAX_TOTAL and 0 <= count <= MAX_COUNT):
+        raise TaskError(
+            f"{name} adds up to {total:g} over {count:g} examples: at most {MAX_TOTAL:g} over 0 to {MAX_COUNT:g} "
+            "can be sent"
+        )
+    return Tally(total=total, count=count, is_root=is_root)
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or len(name) > MAX_NAME:
+        shown = repr(name) if len(repr(name)) <= 100 else f"{repr(name)[:97]}..."
+        raise TaskError(f"the metric's name {shown} is no text of at most {MAX_NAME} characters: take a shorter one")
+
+
+def _check_names(sets: Mapping[str, Any]) -> None:
+    if len(sets) > MAX_TALLIES:
+        raise TaskError(f"central_data() gave {len(sets)} sets: at most {MAX_TALLIES} can be reported")
+    for name in sets:
+        _check_name(name)
 
 
 def _key(*parts: Any) -> str:

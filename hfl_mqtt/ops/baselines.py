@@ -1,4 +1,4 @@
-"""What a device reaches alone: the same model from the same start, the same plan, as many epochs, only its own data."""
+"""What a device reaches alone: the same model from the same start, as many epochs or steps, only its own data."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hfl_mqtt.config.sections import PlanConfig, TaskConfig
 from hfl_mqtt.errors import TaskError
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.learning.trainer import Evaluated, EvaluateJob, Failed, Initial, Result, Trained, Trainer, TrainJob
+from hfl_mqtt.ops.federation import RunPlan
 from hfl_mqtt.ops.scenario import Scenario
-from hfl_mqtt.protocol.messages import Tally
+from hfl_mqtt.protocol.messages import Plan, Tally
 
 CODEC = "raw"
 R = TypeVar("R", Initial, Trained, Evaluated)
@@ -25,6 +26,16 @@ class Alone:
 
     own: float | None
     unseen: float | None
+
+
+def alone_plan(run: RunPlan) -> Plan:
+    """Return what a device does alone: the epochs or steps of all its rounds of `run` in one go."""
+    label = TaskConfig.model_validate(dict(run.task)).label
+    plan = PlanConfig.model_validate(dict(run.plan)).to_plan(label, seed=run.seed)
+    rounds = int(run.rounds * run.tiers[1].get("rounds", 1))
+    if plan.steps is not None:
+        return replace(plan, steps=rounds * plan.steps)
+    return replace(plan, epochs=rounds * (plan.epochs or 1))
 
 
 class Baselines:
@@ -77,10 +88,8 @@ class Baselines:
 
     def _measure(self) -> Alone:
         scenario, run = self._scenario, self._scenario.run
-        label = TaskConfig.model_validate(self._task).label
-        plan = PlanConfig.model_validate(dict(run.plan)).to_plan(label, seed=run.seed)
-        plan = replace(plan, epochs=scenario.epochs_in_all, steps=None)
-        self._trainer.initial(None, self._task, run.seed)
+        plan = alone_plan(run)
+        self._trainer.initial(self._task, run.seed)
         initial = self._expect(Initial)
         arithmetic = TensorArithmetic()
         start = arithmetic.decode_model(initial.blob)
@@ -93,7 +102,6 @@ class Baselines:
                     TrainJob(
                         id=path,
                         client=path,
-                        task=None,
                         task_options=self._task,
                         data_options=dict(device.data),
                         plan=plan,
@@ -113,7 +121,6 @@ class Baselines:
                         EvaluateJob(
                             id=f"{path}/{data is None}",
                             client=path,
-                            task=None,
                             task_options=self._task,
                             data_options=data,
                             model=blob,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 #: How many of a log's last lines an error shows.
@@ -28,13 +29,14 @@ def start(command: list[str], log_path: Path, environment: dict[str, str] | None
 
 
 def stop(children: list[subprocess.Popen[bytes]], deadline_s: float) -> None:
-    """Ask all children to end, wait `deadline_s` for each, kill what is left."""
+    """Ask all children to end, wait `deadline_s` for all together, kill what is left."""
     for child in children:
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
+    give_up_s = time.monotonic() + deadline_s
     for child in children:
         try:
-            child.wait(deadline_s)
+            child.wait(max(0.0, give_up_s - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

@@ -18,6 +18,7 @@ from hfl_mqtt.roles.process import Process, stopped_by_signals
 SUMMARY = "summary.json"
 JOURNAL = "journal.jsonl"
 LATEST = "latest"
+_REMEDY = "give this user the right to write there, or set out: to another folder"
 
 
 def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
@@ -27,35 +28,54 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
         HflError: what made it fail.
     """
     run_id = role.new_run()
-    out = run_folder(config.out_path(), run_id)
+    out = config.out_path()
+    folder = make_folder(out, run_id)
     with ExitStack() as stack:
-        journal = Journal(out / JOURNAL, echo=None if quiet else echo_line, as_json=as_json)
+        journal = Journal(folder / JOURNAL, echo=None if quiet else echo_line, as_json=as_json)
         stack.enter_context(journal)
 
         def during(process: Process) -> None:
             stack.enter_context(stopped_by_signals(process))
 
-        result = role.run(config, journal, run_id=run_id, out=out, during=during)
+        result = role.run(config, journal, run_id=run_id, out=folder, during=during)
+    is_shown = not quiet and not as_json
     if result is None:
+        if is_shown:
+            echo_line(f"stopped before the end: the run {run_id} has no result, its files lie in {folder}")
         return
-    files.write_text(out / SUMMARY, json.dumps(_summary(config, result), indent=2) + "\n")
-    if not quiet and not as_json:
+    files.write_text(folder / SUMMARY, json.dumps(_summary(config, result), indent=2) + "\n")
+    link_latest(out, run_id)
+    if is_shown:
         scores = "  ".join(f"{name} {value:.5g}" for name, value in result.history[-1].items())
         echo_line(f"{result.rounds} rounds in {result.seconds:.1f} s; {scores}; the model lies in {result.model}")
 
 
-def run_folder(out: Path, run_id: str) -> Path:
-    """Make the run's own folder, and let `latest` lead there: a new run overwrites nothing of an old one."""
+def make_folder(out: Path, run_id: str) -> Path:
+    """Make the run's own folder: a new run overwrites nothing of an old one.
+
+    Raises:
+        HflError: it cannot be made; the message says what to do.
+    """
     folder = out / run_id
-    latest, fresh = out / LATEST, out / f".{LATEST}.{run_id}"
     try:
         folder.mkdir(parents=True)
-        fresh.symlink_to(run_id)
-        fresh.replace(latest)
     except OSError as error:
-        remedy = "give this user the right to write there, or set out: to another folder"
-        raise HflError(f"cannot make {folder}: {error.strerror}; {remedy}") from None
+        raise HflError(f"cannot make {folder}: {error.strerror}; {_REMEDY}") from None
     return folder
+
+
+def link_latest(out: Path, run_id: str) -> None:
+    """Let `latest` lead to this run, once it has a result: whoever copies the model from there gets a trained one.
+
+    Raises:
+        HflError: the link cannot be made; the message says what to do.
+    """
+    fresh = out / f".{LATEST}.{run_id}"
+    try:
+        fresh.symlink_to(run_id)
+        fresh.replace(out / LATEST)
+    except OSError as error:
+        raise HflError(f"cannot make {out / LATEST}: {error.strerror}; {_REMEDY}") from None
 
 
 def _summary(config: CloudConfig, result: role.Result) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,15 @@ from hfl_mqtt.config.models import DemoConfig
 from hfl_mqtt.config.roles import load_role
 from hfl_mqtt.config.wording import KeyPath, explain
 from hfl_mqtt.errors import ConfigError, RunFailed
-from hfl_mqtt.ops import report, signals
+from hfl_mqtt.ops import children, report, signals
 from hfl_mqtt.ops.baselines import Alone, Baselines
 from hfl_mqtt.ops.federation import HOST, LocalFederation
 from hfl_mqtt.ops.fleet import Fleet, Viewer, size, table
 from hfl_mqtt.ops.report import Bytes, Report, Scores
 from hfl_mqtt.ops.scenario import Scenario, scenario
 
-#: How long nodes may take to leave, and baselines to be ready after the run.
-LEAVE_S, BASELINES_S = 5.0, 150.0
+#: How long nodes may take to come up and to leave, and baselines to be ready after the run.
+READY_S, LEAVE_S, BASELINES_S = 60.0, 5.0, 150.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +121,7 @@ class _Demo:
                 if baselines is not None:
                     stack.callback(baselines.close)
                     baselines.start()
-                self._federation.start_nodes()
+                self._federation.start_farms()
             self._follow(viewer.fleet)
             seconds = time.monotonic() - started_s
             alone = self._alone(baselines)
@@ -135,18 +137,53 @@ class _Demo:
     # -------------------------------------------------------------- while it runs
 
     def _follow(self, fleet: Fleet) -> None:
-        """Show progress until the cloud has ended."""
-        if self._console.is_terminal and not self._wishes.as_json:
-            with Live(console=self._console, refresh_per_second=4, transient=False) as live:
-                while self._federation.check_cloud() is None:
-                    self._look(fleet)
-                    most = max(8, self._console.height - 8)
-                    width = self._console.width
-                    live.update(table(fleet, time.monotonic(), title=self._title(fleet), most=most, width=width))
+        """Show progress until the cloud has ended. It starts when all others are there.
+
+        A cloud that came first would run its first rounds with whoever is up: equal seeds would not give equal models.
+        """
+        with self._shown(fleet) as look:
+            give_up_s = time.monotonic() + READY_S
+            while (missing := self._missing(fleet)) and time.monotonic() < give_up_s:
+                look()
+            if missing:
+                self._console.print(
+                    f"The run starts without {', '.join(missing)}, not there after {READY_S:g} s: "
+                    "the same seed may give another model."
+                )
+            with signals.held_back():
+                self._federation.start_cloud()
+            while self._federation.check_cloud() is None:
+                look()
+
+    @contextmanager
+    def _shown(self, fleet: Fleet) -> Iterator[Callable[[], None]]:
+        """Yield what waits for news and shows them: in a live table, or else as one line for each global round."""
+        if self._wishes.as_json or not self._console.is_terminal:
+
+            def say() -> None:
+                if self._look(fleet):
+                    self._console.print(self._line(fleet))
+
+            yield say
             return
-        while self._federation.check_cloud() is None:
-            if self._look(fleet):
-                self._console.print(self._line(fleet))
+        with Live(console=self._console, refresh_per_second=4, transient=False) as live:
+
+            def draw() -> None:
+                self._look(fleet)
+                most, width = max(8, self._console.height - 8), self._console.width
+                live.update(table(fleet, time.monotonic(), title=self._title(fleet), most=most, width=width))
+
+            yield draw
+
+    def _missing(self, fleet: Fleet) -> list[str]:
+        """Return the edges and clients that are not there yet; those whose process has ended will not come."""
+        run = self._plan.run
+        gone = [name for name, process in self._federation.processes.items() if process.poll() is not None]
+        return [
+            path
+            for path in (*(f"cloud/{farm.name}" for farm in run.farms), *run.clients)
+            if not _is_present(fleet, path) and not any(fnmatchcase(path, name) for name in gone)
+        ]
 
     def _look(self, fleet: Fleet) -> bool:
         """Wait for news; take the bytes down when a global round has closed; returns whether one has."""
@@ -156,7 +193,8 @@ class _Demo:
             status = process.poll()
             if status is not None and name != "cloud" and name not in self._reported:
                 self._reported.add(name)
-                self._console.print(f"{name} ended with {status}; the others go on. Its log: {self._tail(name)}")
+                log = children.log_tail(self._federation.log_path(name))
+                self._console.print(f"{name} ended with {status}; the others go on. Its log{log}", markup=False)
         closed = _rounds_closed(fleet, self._plan.run.rounds)
         has_closed = closed > len(self._per_round)
         while len(self._per_round) < closed:
@@ -167,7 +205,7 @@ class _Demo:
         return f"{self._plan.run.task['name']}: {self._line(fleet)}"
 
     def _line(self, fleet: Fleet) -> str:
-        if "cloud" not in fleet or not fleet["cloud"].history:
+        if "cloud" not in fleet or not fleet["cloud"].metrics:
             return "waiting for everybody to come up"
         view = fleet["cloud"]
         scores = "  ".join(f"{name} {value:.5f}" for name, value in view.scores.items())
@@ -212,13 +250,15 @@ class _Demo:
     def _finish(self, fleet: Fleet, seconds: float, alone: Alone | None) -> None:
         outcome = self._report(fleet, seconds, alone)
         if self._wishes.out is not None:
-            report.write(outcome, self._wishes.out, self._federation.journals())
+            outcome = report.write(outcome, self._wishes.out, self._federation.journals())
         if self._wishes.as_json:
-            sys.stdout.write(json.dumps(outcome.as_json(), indent=2) + "\n")
+            # The federation's own folder, and the model in it, are gone when this ends.
+            kept = outcome if self._wishes.out is not None else replace(outcome, model=None)
+            sys.stdout.write(json.dumps(kept.as_json(), indent=2) + "\n")
             return
         report.show(outcome, self._console)
         if self._wishes.out is not None:
-            self._console.print(f"The model lies in {self._wishes.out / report.MODEL}, with summary, journal and plot.")
+            self._console.print(f"The model lies in {outcome.model}, with summary, journal and plot.")
         elif self._wishes.hold:
             self._console.print(f"The model lies in {outcome.model} while this runs.")
         else:
@@ -233,7 +273,7 @@ class _Demo:
         metric, history = summary["metric"]["name"], summary["history"]
         central = f"{plan.unseen}_{metric}" if plan.unseen else ""
         # A task whose devices hold nothing out is judged by the cloud's own test set.
-        own = metric if metric in history[-1] else central
+        own = metric if plan.has_held_out else central
         persistence = {name: measure().value for name, measure in plan.persistence.items()}
         scores = Scores(
             name=metric,
@@ -272,10 +312,6 @@ class _Demo:
         while True:
             self._look(fleet)
 
-    def _tail(self, name: str) -> str:
-        path = self._federation.log_path(name)
-        return path.read_text(errors="replace")[-600:].strip() or "empty"
-
     def _stop(self) -> None:
         """End everything; from here to the end of the demo nothing interrupts."""
         signals.ignore()
@@ -297,7 +333,12 @@ def _check(plan: Scenario) -> None:
         from hfl_mqtt.learning.tasks import load_task
 
         with redirect_stdout(sys.stderr):  # a download tells its progress
-            load_task(None, dict(run.task)).train_data(dict(run.farms[0].devices[0].data))
+            load_task(dict(run.task)).train_data(dict(run.farms[0].devices[0].data))
+
+
+def _is_present(fleet: Fleet, path: str) -> bool:
+    state = fleet[path].state if path in fleet else None
+    return state is not None and state.is_present
 
 
 def _make_folder(path: Path) -> None:

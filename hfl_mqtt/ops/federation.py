@@ -86,9 +86,12 @@ class LocalFederation:
     def render_brokers(self) -> None:
         """Write the configuration of the cloud's broker and of every farm's, bridged through relays."""
         farms = self.plan.farms
-        ports = free_ports(1 + len(farms), HOST)
+        # The relays hold their ports first, so none of them takes one that was found free for a broker.
         for farm in farms:
-            self.relays[farm.name] = Relay(HOST, HOST, ports[0])
+            self.relays[farm.name] = Relay(HOST, HOST, target_port=0)
+        ports = free_ports(1 + len(farms), HOST)
+        for relay in self.relays.values():
+            relay.target_port = ports[0]
         site = Site(
             federation=self.plan.federation,
             cloud=Cloud(port=ports[0], bind=HOST, host=HOST),
@@ -137,11 +140,15 @@ class LocalFederation:
 
     def start_nodes(self) -> None:
         """Write every node's YAML and start the edges, the clients and the cloud."""
+        self.start_farms()
+        self.start_cloud()
+
+    def start_farms(self) -> None:
+        """Start the edges and the clients."""
         for farm in self.plan.farms:
             self.start_edge(farm.name)
             for name in self.client_processes(farm):
                 self.start_client(name)
-        self.start_cloud()
 
     def start_cloud(self) -> None:
         """Start the cloud's process."""

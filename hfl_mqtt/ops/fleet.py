@@ -53,7 +53,6 @@ class NodeView:
     call: RoundCall | None = None
     manifest: Manifest | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -84,14 +83,12 @@ class Fleet:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._nodes: dict[str, NodeView] = {}
-        self.malformed = 0
 
     def take(self, event: Arrived, now: float) -> None:
-        """Take a message in."""
+        """Take a message in; junk is passed over."""
         try:
             message, topic = decode(event.frame)
         except Malformed:
-            self.malformed += 1
             return
         if topic.channel is not Channel.STAT:
             return
@@ -113,7 +110,6 @@ class Fleet:
                     view.manifest = message
                 case Metrics():
                     view.metrics = dict(message.values)
-                    view.history = [*view.history, view.metrics][-2000:]
                 case _:
                     pass
 

@@ -1,4 +1,8 @@
-"""What happened, as JSON lines: one record per note, for people with `jq` and for the report."""
+"""What happened, as JSON lines: one record per note, for people with `jq` and for the report.
+
+A journal is bounded, for a board's card is small and nobody looks after it: a full file becomes `journal.jsonl.1`, in
+place of the one before, and a new one begins.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +25,11 @@ from hfl_mqtt.rounds.actions import Note
 _LOUD = {
     "run", "opened", "closed", "missed", "extended", "scored", "joined", "lost", "left", "refused", "declined",
     "malformed", "stranger", "disconnected", "connected", "rejected", "scoring_failed", "waiting", "incomplete",
+    "failed",
 }  # fmt: skip
+
+#: A journal takes at most twice this: the file and the one before it.
+MAX_BYTES = 10_000_000
 
 
 class Journal:
@@ -32,15 +41,24 @@ class Journal:
         path: the file to append to; None keeps none.
         echo: takes each record for a person or a script, already as one line.
         as_json: whether `echo` gets JSON rather than a sentence.
+        max_bytes: when a file is full.
 
     Raises:
         HflError: the file cannot be written.
     """
 
-    def __init__(self, path: Path | None, *, echo: Callable[[str], None] | None = None, as_json: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        echo: Callable[[str], None] | None = None,
+        as_json: bool = False,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
         self._lock = threading.Lock()
         self._echo, self._as_json = echo, as_json
-        self._path, self._file = path, None
+        self._path, self._file, self._max_bytes = path, None, max_bytes
+        self._size_bytes = 0
         self._is_failing = False
         self._began_s = time.monotonic()
         if path is not None:
@@ -50,6 +68,7 @@ class Journal:
                 self._file = path.open("ab", buffering=0)
                 if _is_cut_off(path):
                     self._file.write(b"\n")
+                self._size_bytes = path.stat().st_size
             except OSError as error:
                 remedy = "give this user the right to write there, or set state_dir to another folder"
                 raise HflError(f"cannot write the journal {path}: {error.strerror}; {remedy}") from None
@@ -72,10 +91,15 @@ class Journal:
                 self._echo(line if self._as_json else sentence(record))
 
     def _write(self, line: str) -> None:
-        if self._file is None:
+        if self._file is None or self._path is None:
             return
+        data = line.encode() + b"\n"
         try:
-            self._file.write(line.encode() + b"\n")
+            if self._size_bytes and self._size_bytes + len(data) > self._max_bytes:
+                self._file = _begun_anew(self._path, self._file)
+                self._size_bytes = 0
+            self._file.write(data)
+            self._size_bytes += len(data)
         except OSError as error:
             if not self._is_failing and self._echo is not None and not self._as_json:
                 self._echo(f"cannot write the journal {self._path}: {error.strerror}; notes are lost until it can")
@@ -119,15 +143,30 @@ def plain(text: str, *, keep: str = "") -> str:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a journal; a line cut off by a crash is passed over."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                yield record
+    """Yield the records of a journal, older file first; a line cut off by a crash is passed over."""
+    older = _older(path)
+    for one in (older, path) if older.is_file() else (path,):
+        with one.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+
+
+def _older(path: Path) -> Path:
+    return path.with_name(f"{path.name}.1")
+
+
+def _begun_anew(path: Path, full: FileIO) -> FileIO:
+    """Lay the full file aside and return a new one; where that fails, `full` stays open."""
+    if path.exists():  # else it was laid aside before, and only opening a new one failed
+        path.replace(_older(path))
+    fresh = path.open("ab", buffering=0)
+    full.close()
+    return fresh
 
 
 def _is_cut_off(path: Path) -> bool:

@@ -33,8 +33,8 @@ class _Lane:
 class Relay:
     """Forward TCP connections to `target_host:target_port`, from construction until `close`; also a context manager.
 
-    "Up" is towards the target. `delay_s` (one way) and `rate_bytes_per_s` (each direction, None for no limit) may be
-    changed at any time, from any thread, and hold for what comes in from then on.
+    "Up" is towards the target. `target_port`, `delay_s` (one way) and `rate_bytes_per_s` (each direction, None for no
+    limit) may be changed at any time, from any thread, and hold for what comes in from then on.
 
     Raises:
         BrokerError: nothing can listen on `listen_host:listen_port`.
@@ -43,7 +43,7 @@ class Relay:
     def __init__(self, listen_host: str, target_host: str, target_port: int, *, listen_port: int = 0) -> None:
         self.delay_s = 0.0
         self.rate_bytes_per_s: float | None = None
-        self._target = (target_host, target_port)
+        self._target_host, self.target_port = target_host, target_port
         self._up, self._down = _Lane(), _Lane()
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,7 +120,7 @@ class Relay:
         self._tasks.add(task)
         self._open.add(near_out)
         try:
-            far_in, far_out = await asyncio.open_connection(*self._target)
+            far_in, far_out = await asyncio.open_connection(self._target_host, self.target_port)
             self._open.add(far_out)
             try:
                 await _first_of(self._carry(near_in, far_out, self._up), self._carry(far_in, near_out, self._down))

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The result of a demo."""
+    """The result of a demo; `model` is None where none was kept."""
 
     task: str
     seed: int
@@ -77,7 +77,7 @@ class Report:
     bytes: Bytes
     per_round: list[Bytes] = field(default_factory=list)
     nodes: list[dict[str, Any]] = field(default_factory=list)
-    model: Path
+    model: Path | None
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary."""
@@ -90,7 +90,7 @@ class Report:
             "bytes": self.bytes.as_json(),
             "bytes_per_round": [one.as_json() for one in self.per_round],
             "nodes": self.nodes,
-            "model": str(self.model),
+            "model": str(self.model) if self.model is not None else None,
         }
 
 
@@ -127,18 +127,21 @@ def rows(views: Sequence[NodeView], journals: Sequence[Path]) -> list[dict[str, 
     ]
 
 
-def write(report: Report, out_dir: Path, journals: Sequence[Path]) -> None:
-    """Write everything into `out_dir`; the model is copied there.
+def write(report: Report, out_dir: Path, journals: Sequence[Path]) -> Report:
+    """Write everything into `out_dir`, the model copied there; return the report of what lies there.
 
     Raises:
         HflError: the folder cannot be written.
     """
-    shutil.copyfile(report.model, out_dir / MODEL)
+    kept = report
+    if report.model is not None:
+        shutil.copyfile(report.model, out_dir / MODEL)
+        kept = replace(report, model=out_dir / MODEL)
     records = sorted((record for path in journals for record in journal.read(path)), key=lambda r: str(r.get("at")))
     files.write_text(out_dir / JOURNAL, "".join(json.dumps(record) + "\n" for record in records))
-    summary = {**report.as_json(), "model": str(out_dir / MODEL)}
-    files.write_text(out_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    plot(report, out_dir / PLOT)
+    files.write_text(out_dir / SUMMARY, json.dumps(kept.as_json(), indent=2) + "\n")
+    plot(kept, out_dir / PLOT)
+    return kept
 
 
 def plot(report: Report, path: Path) -> None:
@@ -183,10 +186,10 @@ def show(report: Report, console: Console) -> None:
         result.add_column(name, justify="left" if not name else "right")
     own = "later days, same stations" if scores.persistence is not None else "result"
     lines = [(own, scores.final, scores.alone, scores.persistence)]
-    if scores.unseen is not None:
+    if scores.unseen is not None or scores.unseen_persistence is not None:
         lines.append(("stations never trained on", scores.unseen, scores.unseen_alone, scores.unseen_persistence))
     for label, *values in lines:
-        result.add_row(label, *("" if value is None else f"{value:.5f}" for value in values))
+        result.add_row(label, *("-" if value is None else f"{value:.5f}" for value in values))
     console.print(result)
     moved = report.bytes
     console.print(

@@ -18,12 +18,13 @@ class Scenario:
     """A run, and what its result is to be compared with."""
 
     run: RunPlan
-    epochs_in_all: int
     #: The name of a central test set whose score is told beside the devices' own, or None.
     unseen: str | None = None
     #: Scores without learning, by name: of the devices' held-out data and of the unseen set.
     persistence: Mapping[str, Callable[[], Tally]] = field(default_factory=dict)
     has_alone: bool = False
+    #: Whether devices hold data out, on which the global model is judged; else `unseen` judges it.
+    has_held_out: bool = False
 
 
 def scenario(config: DemoConfig) -> Scenario:
@@ -72,13 +73,13 @@ def _soil_moisture(config: DemoConfig) -> Scenario:
     )
     return Scenario(
         run=run,
-        epochs_in_all=_epochs_in_all(run),
         unseen="unseen",
         persistence={
             "": lambda: _tally(soil.persistence(layout.stations)),
             "unseen": lambda: _tally(soil.persistence(layout.unseen)),
         },
         has_alone=True,
+        has_held_out=True,
     )
 
 
@@ -107,7 +108,7 @@ def _mnist(config: DemoConfig) -> Scenario:
         edge_rounds=1,
         plan={"epochs": 1, "learning_rate": 0.01, "momentum": 0.9, "batch_size": 32},
     )
-    return Scenario(run=run, epochs_in_all=_epochs_in_all(run), unseen="test")
+    return Scenario(run=run, unseen="test")
 
 
 def _run(
@@ -126,7 +127,7 @@ def _run(
         seed=config.seed,
         plan=plan,
         tiers=(
-            {"quorum": "60 %", "open_for": f"{60 * edge_rounds} s", "grace": "50 s"},
+            {"quorum": "60 %", "open_for": f"{60 * edge_rounds} s", "grace": f"{50 * edge_rounds} s"},
             {"quorum": "60 %", "open_for": "60 s", "grace": "30 s", "rounds": edge_rounds},
         ),
     )
@@ -139,11 +140,6 @@ def _run(
 
 def _options(config: DemoConfig) -> dict[str, Any]:
     return {key: value for key, value in config.task.options.items() if key not in ("name", "unseen")}
-
-
-def _epochs_in_all(run: RunPlan) -> int:
-    """Return how many times a device of this run sees its own data."""
-    return int(run.rounds * run.tiers[1].get("rounds", 1) * run.plan.get("epochs", 1))
 
 
 def _tally(summed: tuple[float, int]) -> Tally:

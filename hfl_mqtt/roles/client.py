@@ -77,7 +77,7 @@ def _runner(
         task=config.task.label,
     )
     return Runner(
-        ClientNode(path=device.name, boot=boot, info=info),
+        ClientNode(path=device.name, boot=boot, info=info, max_model=config.max_model),
         config.federation,
         config.account(device),
         process,

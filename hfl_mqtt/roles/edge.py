@@ -25,7 +25,7 @@ def make(config: EdgeConfig, record: Record) -> Process:
     """
     boot = next_boot(config.state_path(), config.name)
     info = Info(role="edge", boot=boot, parent=parent(config.name), software=f"hfl-mqtt {__version__}")
-    node = EdgeNode(path=config.name, boot=boot, info=info, arithmetic=TensorArithmetic())
+    node = EdgeNode(path=config.name, boot=boot, info=info, arithmetic=TensorArithmetic(), max_model=config.max_model)
     process = Process(record, until_finished=config.until_finished)
     process.add(
         Runner(

@@ -1,28 +1,30 @@
 """One process of the federation: its runners, its journal, its workshop, and an orderly end.
 
-`hold` waits until the nodes are done, one of them fails, or somebody asks to stop (a signal); then everything ends in
-order: farewells, links, the training process.
+`hold` waits until the nodes are done, all of them have failed, or somebody asks to stop (a signal); then everything
+ends in order: farewells, links, the training process. A node that fails beside others is told of, and they go on.
 """
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from hfl_mqtt.errors import HflError, Misuse
+from hfl_mqtt.errors import Misuse
 from hfl_mqtt.roles import vitals
 from hfl_mqtt.roles.runner import Runner
 from hfl_mqtt.roles.shell import MetricValues
 from hfl_mqtt.roles.workshop import Workshop
-from hfl_mqtt.rounds.actions import Note, RunOver, Save, Work
+from hfl_mqtt.rounds.actions import Note, RunOver, Save, Work, note
 from hfl_mqtt.rounds.node import Node
 
 #: Takes a node's path and a note: the journal, or a list in a test.
 Record = Callable[[str, Note], None]
 LEAVE_S = 15.0
+_log = logging.getLogger(__name__)
 
 
 class Process:
@@ -33,7 +35,7 @@ class Process:
         workshop: does the nodes' work; None for an edge.
         data: each node's `data:` options by path.
         save: makes a model durable; only a cloud saves.
-        until_finished: end when every node's run is over; else only a signal or a failure ends the process.
+        until_finished: end when every node's run is over; else only a signal, or that all have failed, ends it.
         extra: further figures beside every node's metrics, e.g. a board's vitals.
     """
 
@@ -52,6 +54,7 @@ class Process:
         self._until_finished = until_finished
         self._runners: dict[str, Runner] = {}
         self._ends: dict[str, RunOver] = {}
+        self._told: set[str] = set()
         self._wake = threading.Event()
         self._is_stopping = False
 
@@ -103,11 +106,6 @@ class Process:
         self._is_stopping = True
         self._wake.set()
 
-    @property
-    def is_stopping(self) -> bool:
-        """Whether somebody asked to end."""
-        return self._is_stopping
-
     def wait(self, event: threading.Event) -> bool:
         """Wait for something else before `hold`; returns False when somebody asked to end first."""
         while not event.wait(0.2):
@@ -119,7 +117,8 @@ class Process:
         """Run all nodes until it is time to end, end them, and return how their runs ended, by path.
 
         Raises:
-            HflError: what made a node fail: no right, wrong password, a run without result.
+            HflError: what made the first node fail: no right, wrong password. Where others could go on until somebody
+                asked to end, that was noted when it happened and is no failure of the process.
         """
         for runner in self._runners.values():
             runner.start()
@@ -127,11 +126,12 @@ class Process:
             while not self._is_done():
                 self._wake.wait()
                 self._wake.clear()
+                self._tell_failures()
         finally:
             self.close()
-        for runner in self._runners.values():
-            if runner.failure is not None:
-                raise runner.failure
+        failures = [runner.failure for runner in self._runners.values() if runner.failure is not None]
+        if failures and (not self._is_stopping or len(failures) == len(self._runners)):
+            raise failures[0]
         return dict(self._ends)
 
     def close(self) -> None:
@@ -144,9 +144,18 @@ class Process:
             self._workshop.close()
 
     def _is_done(self) -> bool:
-        if self._is_stopping or any(runner.failure is not None for runner in self._runners.values()):
-            return True
-        return self._until_finished and self._ends.keys() >= self._runners.keys()
+        alive = {path for path, runner in self._runners.items() if runner.failure is None}
+        return self._is_stopping or not alive or (self._until_finished and self._ends.keys() >= alive)
+
+    def _tell_failures(self) -> None:
+        """Say at once which nodes failed while others go on; the failure of the last is said by who holds us."""
+        if all(runner.failure is not None for runner in self._runners.values()):
+            return
+        for path, runner in self._runners.items():
+            if runner.failure is not None and path not in self._told:
+                self._told.add(path)
+                self._record(path, note("failed", reason=str(runner.failure)))
+                _log.warning("%s failed, the others of this process go on: %s", path, runner.failure)
 
 
 @contextmanager
@@ -160,8 +169,3 @@ def stopped_by_signals(process: Process) -> Iterator[None]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-
-
-def first_failure(ends: Sequence[RunOver]) -> HflError | None:
-    """Return the failure of a run, if one has none of its result."""
-    return next((HflError(end.failure) for end in ends if end.failure), None)

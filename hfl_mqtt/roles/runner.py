@@ -97,8 +97,10 @@ class Runner:
         finally:
             if not is_orderly and self.failure is None:
                 self.failure = HflError(f"{self.node.path} stopped because of a fault of ours: see the trace above")
-            shell.leave()
-            self.on_end()
+            try:
+                shell.leave()
+            finally:
+                self.on_end()
 
     def _loop(self, shell: Shell) -> None:
         next_housekeeping_s = time.monotonic() + self._every_s

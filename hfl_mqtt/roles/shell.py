@@ -5,12 +5,11 @@ A `Shell` has no thread and no clock of its own: the runner gives it both in pro
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Protocol
 
 from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol.messages import Metrics, ModelPart
+from hfl_mqtt.protocol.messages import Kind, Metrics, ModelPart
 from hfl_mqtt.protocol.topics import Channel, Topic, aggregator_filters, parent, participant_filters
 from hfl_mqtt.protocol.wire import Frame, decode, encode
 from hfl_mqtt.rounds.actions import (
@@ -70,14 +69,15 @@ class Shell:
     Args:
         node: the node.
         federation: its federation.
-        link: makes the link, given what to call with its events; `open` is called by `start`.
+        link: its connection; opened by `start`, closed by `leave`. Whoever made it feeds its events to `feed`.
         world: carries out everything else.
     """
 
     def __init__(self, node: Node, federation: str, link: Link, world: World) -> None:
         self.node = node
         self.link = link
-        self.counts: Counter[str] = Counter()
+        #: Accepted updates of training: an aggregator's from its children, a device's own.
+        self.updates = 0
         #: The node's own part of the metrics it last published.
         self.last_metrics: MetricValues = {}
         #: Payload bytes to and from the parent; for the root of the tree, from and to its children.
@@ -163,7 +163,7 @@ class Shell:
                         topic = Topic(self._federation, node.path, ModelPart.channel, str(slot))
                         self.link.publish(Frame(topic=str(topic), payload=b"", retain=True))
                 case Note():
-                    self.counts[action.event] += 1
+                    self.updates += self._is_update(action)
                     self._world.record(node, action)
                 case Work():
                     self._world.work(node, action)
@@ -173,6 +173,12 @@ class Shell:
                     self._world.save(node, action)
                 case RunOver():
                     self._world.over(node, action)
+
+    def _is_update(self, entry: Note) -> bool:
+        """Whether a note is of an update that counts here; an edge also notes that its own were accepted above."""
+        is_from_child = "sender" in entry.fields
+        is_ours = is_from_child != isinstance(self.node, ClientNode)
+        return entry.event == "accepted" and entry.fields.get("kind") == Kind.TRAIN.value and is_ours
 
     def _count_sent(self, size: int, channel: Channel, *, is_below: bool) -> None:
         if parent(self.node.path) is None:

@@ -20,7 +20,7 @@ def peak_mb(pid: int | str = "self") -> float | None:
 
 
 def of_shell(shell: Shell) -> MetricValues:
-    """Return a node's own figures: payload bytes to and from its parent, bytes on its socket, rounds, updates, memory.
+    """Return a node's own figures: payload bytes to and from its parent, bytes on its socket, accepted updates, memory.
 
     For the root of the tree, which has no parent, the payload bytes are those from and to its children.
     """
@@ -30,6 +30,6 @@ def of_shell(shell: Shell) -> MetricValues:
         "down_bytes": shell.payload_down,
         "socket_out": traffic.socket_out,
         "socket_in": traffic.socket_in,
-        "updates": shell.counts["accepted"],
+        "updates": shell.updates,
         "rss_peak_mb": peak_mb(),
     }

@@ -34,7 +34,7 @@ class Workshop:
     def initial(self, seed: int, then: Callable[[Initial | Failed], None]) -> None:
         """Build the task's first model; `then` is called from the trainer's thread."""
         self._initial = then
-        self._trainer.initial(None, self._options, seed)
+        self._trainer.initial(self._options, seed)
 
     def do(self, path: str, data: Mapping[str, Any], work: Work, then: Callable[[Event], None]) -> None:
         """Do the work of the node `path` on its `data`; `then` takes the event, from the trainer's thread."""
@@ -50,7 +50,6 @@ class Workshop:
                 EvaluateJob(
                     id=job_id,
                     client=path,
-                    task=None,
                     task_options=self._options,
                     model=work.model,
                     digest=work.digest,
@@ -61,7 +60,6 @@ class Workshop:
             TrainJob(
                 id=job_id,
                 client=path,
-                task=None,
                 task_options=self._options,
                 data_options=dict(data),
                 plan=work.plan,

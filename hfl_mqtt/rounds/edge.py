@@ -160,7 +160,9 @@ class EdgeNode(Node):
         doing.seconds += outcome.seconds
         if outcome.is_missed and not doing.done:
             self._work = None
-            reason = f"{len(outcome.accepted)} of {outcome.quorum} updates; waited for {outcome.waited_for() or 'children'}"
+            reason = (
+                f"{len(outcome.accepted)} of {outcome.quorum} updates; waited for {outcome.waited_for() or 'children'}"
+            )
             return actions + self._pass(self.participant.failed(doing.work.work_id, reason), now)
         if not outcome.is_missed:
             self._take(doing, outcome)

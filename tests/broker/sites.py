@@ -109,8 +109,10 @@ class RunningSite:
     """Every broker of a site, rendered and started, each bridge behind a relay of its own."""
 
     def __init__(self, directory: Path, devices: dict[str, list[str]], stack: ExitStack) -> None:
+        self.relays = {name: stack.enter_context(Relay("127.0.0.1", "127.0.0.1", 0)) for name in devices}
         cloud_port, *farm_ports = free_ports(1 + len(devices))
-        self.relays = {name: stack.enter_context(Relay("127.0.0.1", "127.0.0.1", cloud_port)) for name in devices}
+        for relay in self.relays.values():
+            relay.target_port = cloud_port
         farms = [
             {
                 "name": name,

@@ -179,6 +179,16 @@ def test_the_model_can_be_loaded_and_the_journal_read(first: Result) -> None:
     assert {record["node"] for record in records} == {node["path"] for node in first.summary["nodes"]}
 
 
+def test_the_cloud_starts_when_all_others_are_there(first: Result) -> None:
+    began: dict[str, str] = {}
+    for record in map(json.loads, (first.folder / "journal.jsonl").read_text().splitlines()):
+        if record["event"] == "connected":
+            began.setdefault(record["node"], record["at"])
+    cloud = began.pop("cloud")
+    assert len(began) == 3 + 12
+    assert all(at < cloud for at in began.values())
+
+
 def test_the_plot_is_a_picture(first: Result) -> None:
     picture = (first.folder / "progress.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
@@ -196,7 +206,9 @@ def test_the_same_seed_gives_the_same_model_to_the_last_bit(first: Result, held:
 def test_json_is_all_that_a_script_gets_on_stdout(held: tuple[Result, bool]) -> None:
     result = held[0]
     printed = json.loads(result.out)
-    assert {key: printed[key] for key in ("seed", "metric")} == {key: result.summary[key] for key in ("seed", "metric")}
+    kept = ("seed", "metric", "model")
+    assert {key: printed[key] for key in kept} == {key: result.summary[key] for key in kept}
+    assert printed["model"] == str(result.folder / "model.safetensors")
     assert all(math.isfinite(value) for value in printed["metric"]["history"])
 
 

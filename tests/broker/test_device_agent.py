@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 import yaml
 
 from hfl_mqtt.ops import children
-from hfl_mqtt.ops.mosquitto import Mosquitto
+from hfl_mqtt.ops.mosquitto import Mosquitto, free_port
 from hfl_mqtt.transport.link import Arrived, Up
+from tests.broker.processes import until
 
 pytestmark = pytest.mark.broker
 
@@ -23,22 +25,43 @@ PATH = "cloud/a"
 STATE, INFO, METRICS = (f"hfl/fed1/{PATH}/@/stat/{name}" for name in ("state", "info", "metrics"))
 
 
-@pytest.fixture
-def agent(broker: Mosquitto, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+@contextmanager
+def running(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     (tmp_path / "password").write_text("secret\n")
     config = {
         "role": "client",
         "federation": "fed1",
         "name": PATH,
-        "broker": {"host": "127.0.0.1", "port": broker.port, "password_file": str(tmp_path / "password")},
+        "broker": {"host": "127.0.0.1", "port": port, "password_file": str(tmp_path / "password")},
         "task": {"name": "soil-moisture"},
         "state_dir": str(tmp_path / "state"),
     }
     (tmp_path / "client.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "device_agents", "--config", str(tmp_path / "client.yaml"), "--every", "1 s"]
     process = children.start(command, tmp_path / "agent.log")
-    yield process
-    children.stop([process], 15)
+    try:
+        yield process
+    finally:
+        children.stop([process], 15)
+
+
+@pytest.fixture
+def agent(broker: Mosquitto, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with running(tmp_path, broker.port) as process:
+        yield process
+
+
+@pytest.fixture
+def lonely(tmp_path: Path) -> Iterator[Path]:
+    """The log of an agent that finds no broker."""
+    with running(tmp_path, free_port()):
+        yield tmp_path / "agent.log"
+
+
+def test_a_broker_that_is_not_there_is_told_once(lonely: Path) -> None:
+    until(lambda: "nothing listens" in lonely.read_text(), "word of the broker")
+    lines = lonely.read_text().splitlines()
+    assert len([line for line in lines if "nothing listens" in line]) == 1
 
 
 def test_vitals_arrive_between_rounds_and_the_agent_leaves_in_order(

@@ -102,32 +102,33 @@ def test_carries_several_connections_side_by_side(relay: Relay) -> None:
 def test_delays_each_way(relay: Relay) -> None:
     relay.delay_s = 0.1
     with connect(relay) as one:
-        assert 0.2 <= round_trip_s(one, b"x") < 2.0
+        assert 0.2 <= round_trip_s(one, b"x") < 8.0
 
 
 def test_a_delay_does_not_divide_the_throughput(relay: Relay) -> None:
-    # 1 MB is 61 chunks: one at a time over a round trip of 0.1 s would take 6 s.
-    relay.delay_s = 0.05
+    # 1 MB is 61 chunks: one at a time over a round trip of 1 s would take a minute.
+    relay.delay_s = 0.5
     with connect(relay) as one:
-        assert round_trip_s(one, b"x" * 1_000_000) < 3.0
+        assert round_trip_s(one, b"x" * 1_000_000) < 20.0
 
 
 def test_throttles_to_its_rate(relay: Relay) -> None:
     relay.rate_bytes_per_s = 400_000.0
     with connect(relay) as one:
         # Up and down overlap: 200 kB at 400 kB/s take half a second.
-        assert 0.5 <= round_trip_s(one, b"x" * 200_000) < 2.0
+        assert 0.5 <= round_trip_s(one, b"x" * 200_000) < 8.0
 
 
 def test_connections_share_the_rate_in_turn(relay: Relay) -> None:
     relay.rate_bytes_per_s = 400_000.0
     with connect(relay) as bulk, connect(relay) as small:
-        sender = threading.Thread(target=bulk.sendall, args=(b"x" * 400_000,))
+        sender = threading.Thread(target=bulk.sendall, args=(b"x" * 2_000_000,))
         sender.start()
-        assert exactly(bulk, 1) != b""  # the bulk is under way, for another second
-        assert round_trip_s(small, b"heartbeat") < 0.5
-        received = exactly(bulk, 300_000)
-        assert len(received) >= 300_000
+        received = len(exactly(bulk, 1))  # the bulk is under way, for another five seconds
+        round_trip_s(small, b"heartbeat")
+        assert relay.up_bytes < 2_000_000, "the heartbeat was back before the bulk had gone"
+        relay.rate_bytes_per_s = None
+        assert received + len(exactly(bulk, 2_000_000 - received)) == 2_000_000
         sender.join(LIMIT_S)
 
 

@@ -118,7 +118,7 @@ def test_no_broker_is_said_at_once() -> None:
     ended = hfl("watch", "--federation", "fed1", "--port", str(free_port()), "--json")
     assert (ended.returncode, ended.stdout) == (4, "")
     assert re.fullmatch(r"hfl: no broker at 127\.0\.0\.1:\d+: nothing listens there; .*\n", ended.stderr)
-    assert time.monotonic() - began_s < 8
+    assert time.monotonic() - began_s < 32
 
 
 def test_a_snapshot_ends_while_a_node_never_stops_talking(place: Place) -> None:
@@ -227,7 +227,7 @@ def test_the_live_table_follows_survives_the_broker_and_ends_with_ctrl_c(tmp_pat
             terminal.process.send_signal(signal.SIGINT)
             began_s = time.monotonic()
             assert terminal.process.wait(LIMIT_S) == 130
-            assert time.monotonic() - began_s < 5
+            assert time.monotonic() - began_s < 20
             assert "Traceback" not in terminal.text
         finally:
             terminal.close()

@@ -57,13 +57,7 @@ def test_old_checkpoints_are_read(path: Path) -> None:
     weights, tags = load(path)
     assert digest(weights) == digest(model()) == tags.digest
     assert list(weights) == list(model())
-    assert (tags.task, tags.run, tags.round, tags.software, tags.extra) == (
-        "mnist",
-        "r1",
-        "g12",
-        "0.1.0",
-        {"version": "12"},
-    )
+    assert (tags.task, tags.run, tags.round, tags.software) == ("mnist", "r1", "g12", "0.1.0")
 
 
 def write() -> None:
@@ -75,7 +69,7 @@ def write() -> None:
         golden[chain] = {"digest": digest(found), "hex": blob.hex()}
     with path.open("x") as file:
         file.write(json.dumps(golden, indent=1) + "\n")
-    tags = Tags(task="mnist", run="r1", round="g12", digest=digest(model()), software="0.1.0", extra={"version": "12"})
+    tags = Tags(task="mnist", run="r1", round="g12", digest=digest(model()), software="0.1.0")
     save(HERE / f"checkpoint_v{payload.VERSION}.safetensors", model(), tags)
 
 

@@ -59,7 +59,7 @@ def test_every_task_file_of_the_benchmarks_is_a_task(path: Path) -> None:
     torch = pytest.importorskip("torch")
     from hfl_mqtt.learning.tasks import load_task
 
-    task = load_task(None, {"file": str(path)})
+    task = load_task({"file": str(path)})
     inputs, targets = task.train_data({})
     with torch.no_grad():
         scores = task.score(task.model()(inputs[:4]), targets[:4])

@@ -6,7 +6,6 @@ import sysconfig
 import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 
 from hfl_mqtt import registry
@@ -17,21 +16,17 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 _STANDARD = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), "<")
 
 
-def load_task(name: str | None, options: Options) -> Task:
+def load_task(options: Options) -> Task:
     """Make the task that stands under `task:` in a node's own YAML.
 
-    `{"name": "mnist", ...}` is a registered task with its options; `{"file": "task.py"}` is the user's own. `name`,
-    where given, is the registered name. A path is only ever taken from `options`, which no message from the network
-    reaches.
+    `{"name": "mnist", ...}` is a registered task with its options; `{"file": "task.py"}` is the user's own. No message
+    from the network reaches these options, so none can name a path.
 
     Raises:
         TaskError: there is no such task, or it refuses its options; the message names the remedy.
     """
     rest = dict(options)
-    own_name = rest.pop("name", None)
-    if name is not None and own_name not in (None, name):
-        raise TaskError(f"a round of the task {name!r}, but this node is configured for {own_name!r}: change task.name")
-    name = name or own_name
+    name = rest.pop("name", None)
     if name is None and "file" in rest:
         from hfl_mqtt.learning.tasks.file import FileTask
 
@@ -57,9 +52,7 @@ def check_keys(options: Options, known: Collection[str], where: str) -> None:
     """
     for key in options:
         if key not in known:
-            near = get_close_matches(str(key), known, 1)
-            hint = f", did you mean {near[0]!r}?" if near else "."
-            raise TaskError(f"{where}.{key} is no option{hint} Known: {', '.join(known)}")
+            raise TaskError(f"{where}.{key} is no option{registry.known_names(str(key), known)}")
 
 
 @contextmanager
@@ -73,7 +66,11 @@ def user_code(what: str) -> Iterator[None]:
     except HflError:
         raise
     except (Exception, SystemExit) as error:
-        raise TaskError(f"{_place(error)}{what} raised {type(error).__name__}: {error}. Correct it there") from error
+        text = str(error).removesuffix(".")
+        where = f" (a relative path starts at {Path.cwd()})" if isinstance(error, FileNotFoundError) else ""
+        raise TaskError(
+            f"{_place(error)}{what} raised {type(error).__name__}: {text}. Correct it there{where}"
+        ) from error
 
 
 def _place(error: BaseException) -> str:

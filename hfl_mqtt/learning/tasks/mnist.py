@@ -21,13 +21,14 @@ from torch.nn import functional
 
 from hfl_mqtt.errors import TaskError
 from hfl_mqtt.learning.contracts import Metric, Options, Task
+from hfl_mqtt.learning.keys import KEYS
 from hfl_mqtt.learning.tasks import check_keys, partition
 from hfl_mqtt.learning.torchvision_ops import load_torchvision
 
 Bytes = NDArray[np.uint8]
 _PIECE = 2**20
 _MEAN, _DEVIATION = 0.1307, 0.3081
-_DATA_KEYS = ("partition", "index", "of", "seed", "samples", "alpha", "shards_per_client")
+_KEYS = KEYS["mnist"]
 
 
 class LeNet(nn.Module):
@@ -69,7 +70,7 @@ class Mnist(Task):
     @classmethod
     def make(cls, options: Options) -> Mnist:
         """Check the options; the files are read when first asked for."""
-        check_keys(options, ("data_dir", "download"), "task")
+        check_keys(options, _KEYS.task, "task")
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfl-mqtt" / "mnist"
         return cls(Path(options.get("data_dir") or cache).expanduser(), download=bool(options.get("download", True)))
 
@@ -140,7 +141,7 @@ def part_of(labels: Bytes, data: Options) -> NDArray[np.int64]:
     Raises:
         TaskError: an option is unknown, missing or out of range.
     """
-    check_keys(data, _DATA_KEYS, "data")
+    check_keys(data, _KEYS.data, "data")
     kind = data.get("partition", "iid")
     of = _whole(data, "of", 1, 1, len(labels))
     index = _whole(data, "index", 0, 0, of - 1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import cos, hypot, radians
 from typing import TYPE_CHECKING
 
@@ -18,10 +17,14 @@ import numpy as np
 
 from hfl_mqtt.errors import TaskError
 from hfl_mqtt.learning.contracts import Metric, Options, Task
+from hfl_mqtt.learning.keys import KEYS
+from hfl_mqtt.learning.tasks import check_keys
 from hfl_mqtt.learning.tasks.stations import CHANGE_M3_M3, check_station, examples, stations
 
 if TYPE_CHECKING:
     import torch
+
+_KEYS = KEYS["soil-moisture"]
 
 
 class SoilMoisture(Task):
@@ -43,7 +46,7 @@ class SoilMoisture(Task):
         Raises:
             TaskError: an unknown option, no list, an unknown station, or one named twice.
         """
-        _check_keys("the task's options", options, "unseen")
+        check_keys(options, _KEYS.task, "task")
         unseen = options.get("unseen", ())
         if not isinstance(unseen, list | tuple):
             raise TaskError(
@@ -87,7 +90,7 @@ class SoilMoisture(Task):
         return (output - target).mul(CHANGE_M3_M3).square().squeeze(1)
 
     def _station(self, data: Options) -> str:
-        _check_keys("a client's data", data, "station")
+        check_keys(data, _KEYS.data, "data")
         if "station" not in data:
             raise TaskError('task soil-moisture: a client\'s data names its station, as in station: "03047"')
         name = check_station(data["station"])
@@ -115,14 +118,6 @@ def _tensors(names: Sequence[str], later: bool) -> tuple[torch.Tensor, torch.Ten
     parts = [examples(name).later(later) for name in names]
     inputs = np.concatenate([part.inputs for part in parts])
     return torch.from_numpy(inputs), torch.from_numpy(np.concatenate([part.changes for part in parts]))
-
-
-def _check_keys(what: str, options: Options, *known: str) -> None:
-    for key in options:
-        if key not in known:
-            near = get_close_matches(str(key), known, 1)
-            hint = f", did you mean {near[0]!r}?" if near else "."
-            raise TaskError(f"task soil-moisture: {what} have no {key!r}{hint} Known: {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

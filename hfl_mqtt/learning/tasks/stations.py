@@ -14,7 +14,6 @@ import gzip
 import io
 from dataclasses import dataclass
 from datetime import date
-from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfl_mqtt.errors import TaskError
+from hfl_mqtt.registry import known_names
 
 Floats = NDArray[np.float64]
 
@@ -98,9 +98,7 @@ def check_station(name: Any) -> str:
     if not isinstance(name, str):
         raise TaskError(f'a station\'s number is text, got {name!r}: write it in quotes, as in station: "03047"')
     if name not in stations():
-        near = get_close_matches(name, stations(), 1)
-        hint = f", did you mean {near[0]!r}?" if near else "."
-        raise TaskError(f"no station is called {name!r}{hint} Known: {', '.join(stations())}")
+        raise TaskError(f"no station is called {name!r}{known_names(name, stations())}")
     return name
 
 

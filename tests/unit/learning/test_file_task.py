@@ -25,14 +25,14 @@ def score(output, target):
 """
 
 
-def write(folder: Path, text: str) -> dict[str, object]:
+def write(folder: Path, text: str, more_import: str = "sys") -> dict[str, object]:
     path = folder / "task.py"
-    path.write_text(text)
+    path.write_text(text.replace("import torch", f"import torch, {more_import}"))
     return {"file": str(path)}
 
 
 def test_a_file_is_a_task(tmp_path: Path) -> None:
-    task = load_task(None, write(tmp_path, GOOD))
+    task = load_task(write(tmp_path, GOOD))
     assert task.metric == Metric("rmse", higher_is_better=False, is_root=True)
     assert isinstance(task.model(), torch.nn.Linear)
     assert len(task.train_data({"n": 3})[0]) == 3
@@ -46,7 +46,7 @@ def test_a_file_is_a_task(tmp_path: Path) -> None:
 
 def test_data_is_read_once_for_training_and_held_out_data(tmp_path: Path) -> None:
     text = GOOD.replace("calls.append(options)", "calls.append(options); assert len(calls) == 1")
-    task = load_task(None, write(tmp_path, text))
+    task = load_task(write(tmp_path, text))
     task.test_data({"n": 3})
     assert len(task.train_data({"n": 3})[0]) == 3
 
@@ -58,7 +58,7 @@ def test_a_file_may_bring_loops_and_central_data_of_its_own(tmp_path: Path) -> N
         "def evaluate(model, data):\n    return Score(total=1.0, count=2)\n"
         "def central_data():\n    return {'unseen': data({'n': 4})[0]}\n"
     )
-    task = load_task(None, write(tmp_path, text))
+    task = load_task(write(tmp_path, text))
     assert task.train is not None
     assert task.evaluate is not None
     assert task.train(None, None, None, None).steps == 3
@@ -69,17 +69,17 @@ def test_a_file_may_bring_loops_and_central_data_of_its_own(tmp_path: Path) -> N
 def test_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "hive_neighbour.py").write_text("WIDTH = 5\n")
     text = "from hive_neighbour import WIDTH\n" + GOOD.replace("Linear(1, 1)", "Linear(1, WIDTH)")
-    assert load_task(None, write(tmp_path, text)).model().out_features == 5
+    assert load_task(write(tmp_path, text)).model().out_features == 5
 
 
 def test_what_is_raised_on_import_is_told_with_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"task\.py:2: the file raised ZeroDivisionError: division by zero. Correct it"):
-        load_task(None, write(tmp_path, "x = 1\ny = x / 0\n"))
+        load_task(write(tmp_path, "x = 1\ny = x / 0\n"))
 
 
 def test_a_syntax_error_is_told_with_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"task\.py:2: the file raised SyntaxError"):
-        load_task(None, write(tmp_path, "x = 1\ndef model(:\n"))
+        load_task(write(tmp_path, "x = 1\ndef model(:\n"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_syntax_error_is_told_with_file_and_line(tmp_path: Path) -> None:
 def test_what_is_raised_later_is_told_with_the_users_own_line(
     tmp_path: Path, old: str, new: str, call: str, line: int, what: str
 ) -> None:
-    task = load_task(None, write(tmp_path, GOOD.replace(old, new)))
+    task = load_task(write(tmp_path, GOOD.replace(old, new)))
     ones = torch.ones(2, 1)
     arguments = {"model": (), "train_data": ({"n": 2},), "loss": (ones, ones), "score": (ones, ones)}[call]
     with pytest.raises(TaskError, match=rf"task\.py:{line}: {what}\(\) raised \w+: "):
@@ -110,32 +110,35 @@ def test_what_is_raised_later_is_told_with_the_users_own_line(
 )
 def test_a_file_that_lacks_something_says_what(tmp_path: Path, old: str, new: str, reason: str) -> None:
     with pytest.raises(TaskError, match=reason):
-        load_task(None, write(tmp_path, GOOD.replace(old, new)))
+        load_task(write(tmp_path, GOOD.replace(old, new)))
 
 
 def test_functions_that_return_the_wrong_thing_say_what_to_return(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"return a torch\.nn\.Module"):
-        load_task(None, write(tmp_path, GOOD.replace("torch.nn.Linear(1, 1)", "3"))).model()
+        load_task(write(tmp_path, GOOD.replace("torch.nn.Linear(1, 1)", "3"))).model()
     with pytest.raises(TaskError, match=r"must return \(train, test\)"):
-        load_task(None, write(tmp_path, GOOD.replace("(x, x), None", "[x]"))).train_data({"n": 1})
+        load_task(write(tmp_path, GOOD.replace("(x, x), None", "[x]"))).train_data({"n": 1})
 
 
 def test_a_file_that_is_not_there_says_where_a_relative_path_starts() -> None:
     with pytest.raises(TaskError, match="a relative one starts at"):
-        load_task(None, {"file": "nowhere/task.py"})
+        load_task({"file": "nowhere/task.py"})
 
 
 def test_a_name_is_never_a_path(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)["file"]
     with pytest.raises(TaskError, match="no task is called"):
-        load_task(str(path), {})
+        load_task({"name": str(path)})
 
 
 def test_a_task_must_be_chosen() -> None:
     with pytest.raises(TaskError, match="neither which `name` nor which `file`"):
-        load_task(None, {})
+        load_task({})
 
 
-def test_a_round_of_another_task_than_the_configured_one_is_refused() -> None:
-    with pytest.raises(TaskError, match="a round of the task 'mnist', but this node is configured for 'soil-moisture'"):
-        load_task("mnist", {"name": "soil-moisture"})
+def test_what_is_not_found_is_told_with_one_full_stop_and_where_relative_paths_start(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, GOOD.replace("calls.append(options)", "numpy.loadtxt(options['csv'])"), "numpy"))
+    with pytest.raises(TaskError) as caught:
+        task.train_data({"csv": "gone.csv"})
+    text = str(caught.value)
+    assert text.endswith(f"gone.csv not found. Correct it there (a relative path starts at {Path.cwd()})")

@@ -15,8 +15,7 @@ def test_a_frame_comes_back_as_it_went() -> None:
     job = TrainJob(
         id="1",
         client="cloud/pi",
-        task="mnist",
-        task_options={"data_dir": "x", "depths": {7: [1, 2.5, None]}},
+        task_options={"name": "mnist", "data_dir": "x", "depths": {7: [1, 2.5, None]}},
         data_options={},
         plan=Plan(kind=Kind.EVALUATE, task="mnist", tiers=(Tier(quorum=3),)),
         seed=2**53,
@@ -31,7 +30,7 @@ def test_a_frame_comes_back_as_it_went() -> None:
 
 
 def test_what_only_yaml_has_travels_as_text() -> None:
-    job = InitialJob(id="1", task=None, task_options={"since": datetime.date(2020, 1, 2), "file": Path("a/b")}, seed=3)
+    job = InitialJob(id="1", task_options={"since": datetime.date(2020, 1, 2), "file": Path("a/b")}, seed=3)
     back = jobs.read(io.BytesIO(jobs.pack(job)))
     assert isinstance(back, InitialJob)
     assert back.task_options == {"since": "2020-01-02", "file": "a/b"}

@@ -100,7 +100,7 @@ def test_a_wrong_data_option_is_refused_by_name(options: dict[str, object], reas
 
 def test_an_unknown_task_option_is_refused() -> None:
     with pytest.raises(TaskError, match=r"task\.data_dri is no option, did you mean 'data_dir'"):
-        load_task("mnist", {"data_dri": "x"})
+        load_task({"name": "mnist", "data_dri": "x"})
 
 
 def test_the_network_has_44426_parameters_and_takes_bytes_or_floats() -> None:
@@ -121,7 +121,7 @@ def test_equal_seeds_give_equal_first_models(tiny: Path) -> None:
 
 
 def test_clients_read_their_own_images_and_labels(tiny: Path) -> None:
-    task = load_task("mnist", {"data_dir": str(tiny), "download": False})
+    task = load_task({"name": "mnist", "data_dir": str(tiny), "download": False})
     seen = []
     for index in range(3):
         images, labels = task.train_data({"of": 3, "index": index})

@@ -24,7 +24,7 @@ WEIGHTS: Weights = {
     "flag": np.array([True, False]),
     "none": np.zeros((0, 3), dtype="f2"),
 }
-TAGS = Tags(task="mnist", run="r1", round="g12", digest=digest(WEIGHTS), extra={"version": "12"})
+TAGS = Tags(task="mnist", run="r1", round="g12", digest=digest(WEIGHTS))
 
 
 def test_a_checkpoint_comes_back_as_it_was_with_its_order_and_tags(tmp_path: Path) -> None:

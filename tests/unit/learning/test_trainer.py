@@ -94,7 +94,6 @@ class Desk:
         return TrainJob(
             id=job_id,
             client="cloud/farm-a/pi-07",
-            task=None,
             task_options={"file": str(path)},
             data_options=data,
             plan=plan or Plan(task="line", epochs=2, batch_size=3, learning_rate=0.01),
@@ -202,7 +201,6 @@ def test_evaluation_is_of_a_client_or_of_the_central_sets(desk: Desk) -> None:
             EvaluateJob(
                 id=job_id,
                 client="cloud",
-                task=None,
                 task_options=job.task_options,
                 data_options=data_options,
                 model=job.model,
@@ -219,7 +217,7 @@ def test_evaluation_is_of_a_client_or_of_the_central_sets(desk: Desk) -> None:
 def test_equal_seeds_give_equal_first_models(desk: Desk) -> None:
     options = desk.job("x").task_options
     for seed in (1, 1, 2):
-        desk.trainer.initial(None, options, seed)
+        desk.trainer.initial(options, seed)
     first, same, other = (desk.result() for _ in range(3))
     assert isinstance(first, Initial)
     assert isinstance(same, Initial)
@@ -234,7 +232,7 @@ def test_equal_seeds_give_equal_first_models(desk: Desk) -> None:
     [
         ({"digest": "0" * 64}, "the model's digest is .* must be fetched again"),
         ({"model": b"no model"}, "the model cannot be read .*fetched again"),
-        ({"task": "nonsense"}, "no task is called 'nonsense'"),
+        ({"task_options": {"name": "nonsense"}}, "no task is called 'nonsense'"),
         ({"codec": "nonsense"}, "nonsense"),
         ({"data_options": {"refuse": True}}, r"task_\d+\.py:13: data\(\) raised ValueError: no hive here"),
         ({"data_options": {"n": 0}}, "no training examples"),
@@ -255,6 +253,50 @@ def test_what_cannot_be_trained_fails_with_its_reason_and_the_process_lives_on(
     assert len(result.reason) <= MAX_REASON
     desk.train(desk.job("after"))
     assert desk.trainer.pid == pid
+
+
+def giving(loss: float, samples: float) -> str:
+    result = f"TrainResult(loss={loss}, samples={samples}, steps=1)"
+    return f"{TASK}\ndef train(model, data, plan, stop):\n    return {result}\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        (giving(1.0, -1), r"train\(\) gave samples=-1: return how many examples were trained on"),
+        (giving(1.0, 2**40 + 1), r"train\(\) gave samples=1099511627777: .* 0 to 1099511627776"),
+        (giving(1.0, 2.5), r"train\(\) gave samples=2.5"),
+        (giving(1e300, 2), r"loss adds up to 2e\+300 over 2 examples: at most 1e\+300"),
+        (TASK.replace('"rmse"', '"r" * 65'), "the metric's name 'r{65}' is no text of at most 64 characters"),
+        (
+            TASK + "\nfrom hfl_mqtt.learning.contracts import Score\n"
+            "def evaluate(model, data):\n    return Score(total=1.0, count=-1)\n",
+            "rmse adds up to 1 over -1 examples",
+        ),
+    ],
+)
+def test_what_no_update_can_carry_fails_in_the_training_process(desk: Desk, task: str, reason: str) -> None:
+    desk.trainer.train(desk.job("bad", task=task))
+    result = desk.result()
+    assert isinstance(result, Failed)
+    assert re.search(reason, result.reason), result.reason
+
+
+@pytest.mark.parametrize(
+    ("sets", "reason"),
+    [
+        ("{str(i): None for i in range(17)}", r"central_data\(\) gave 17 sets: at most 16 can be reported"),
+        ("{'u' * 60: None}", "the metric's name 'u{60}_rmse' is no text of at most 64 characters"),
+    ],
+)
+def test_central_sets_that_cannot_be_reported_fail_in_the_training_process(desk: Desk, sets: str, reason: str) -> None:
+    job = desk.job("bad", task=f"{TASK}\ndef central_data():\n    return {sets}\n")
+    desk.trainer.evaluate(
+        EvaluateJob(id=job.id, client="cloud", task_options=job.task_options, model=job.model, digest=job.digest)
+    )
+    result = desk.result()
+    assert isinstance(result, Failed)
+    assert re.search(reason, result.reason), result.reason
 
 
 def test_an_exit_in_user_code_is_a_failure_like_any_other(desk: Desk) -> None:
@@ -305,7 +347,7 @@ def test_the_example_of_the_documentation_trains(desk: Desk, tmp_path: Path) -> 
     days = "\n".join(f"{30 + i},{10 + i},{30.5 + i}" for i in range(20))
     (tmp_path / "hive.csv").write_text("weight,temperature,tomorrow\n" + days)
     options = {"file": str(tmp_path / "task.py")}
-    desk.trainer.initial(None, options, seed=0)
+    desk.trainer.initial(options, seed=0)
     initial = desk.result()
     assert isinstance(initial, Initial)
     job = desk.job("hive", csv=str(tmp_path / "hive.csv"))

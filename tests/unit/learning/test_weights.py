@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from hfl_mqtt.errors import Refused
 from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.weights import (
-    add_delta,
     check_finite,
     check_layout,
+    check_stays_in_range,
     delta_layout,
     difference,
     digest,
@@ -85,13 +85,11 @@ def test_floats_subtract_in_their_dtype_and_integers_exactly_in_int64() -> None:
         "big": ("int64", [1]),
         "flag": ("int64", [-1, 0]),
     }
-    assert digest(add_delta(base, delta)) == digest(new)
 
 
 def test_scalars_stay_arrays() -> None:
     delta = difference(model(w=np.array(3, dtype="float32")), model(w=np.array(1, dtype="float32")))
     assert isinstance(delta["w"], np.ndarray)
-    assert add_delta(model(w=np.array(1, dtype="float32")), delta)["w"].shape == ()
 
 
 def test_a_difference_that_does_not_fit_int64_is_refused() -> None:
@@ -115,7 +113,7 @@ def test_a_difference_of_diverged_weights_is_refused() -> None:
 )
 def test_a_sum_outside_its_dtype_is_refused(base: NDArray[Any], delta: NDArray[Any]) -> None:
     with pytest.raises(Refused, match="'x' would leave the range of"):
-        add_delta({"x": base}, {"x": delta})
+        check_stays_in_range("x", base, delta)
 
 
 @pytest.mark.parametrize(

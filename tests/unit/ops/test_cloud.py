@@ -5,19 +5,25 @@ from pathlib import Path
 import pytest
 
 from hfl_mqtt.errors import HflError
-from hfl_mqtt.ops.cloud import run_folder
+from hfl_mqtt.ops.cloud import link_latest, make_folder
 
 
-def test_every_run_has_a_folder_of_its_own_and_latest_leads_to_the_last(tmp_path: Path) -> None:
-    first = run_folder(tmp_path / "out", "run-1")
+def test_every_run_has_a_folder_of_its_own_and_latest_leads_to_the_last_with_a_result(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = make_folder(out, "run-1")
     (first / "model.safetensors").write_bytes(b"first")
-    second = run_folder(tmp_path / "out", "run-2")
-    assert (tmp_path / "out" / "latest").resolve() == second.resolve()
+    link_latest(out, "run-1")
+    second = make_folder(out, "run-2")
+    assert (out / "latest").resolve() == first.resolve()  # the second has no result yet
+    link_latest(out, "run-2")
+    assert (out / "latest").resolve() == second.resolve()
     assert (first / "model.safetensors").read_bytes() == b"first"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["latest", "run-1", "run-2"]
+    assert sorted(path.name for path in out.iterdir()) == ["latest", "run-1", "run-2"]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(HflError, match="set out: to another folder"):
-        run_folder(tmp_path / "out", "run-1")
+        make_folder(tmp_path / "out", "run-1")
+    with pytest.raises(HflError, match="set out: to another folder"):
+        link_latest(tmp_path / "out", "run-1")

@@ -114,6 +114,34 @@ def test_a_full_disk_is_said_once_and_stops_no_node() -> None:
     assert "cloud  closed  round=g1" in said[2]
 
 
+def test_a_full_file_is_laid_aside_in_place_of_the_one_before_and_both_are_read(tmp_path: Path) -> None:
+    path, older = tmp_path / "journal.jsonl", tmp_path / "journal.jsonl.1"
+    for first in (1, 4):  # A second start goes on where the first stopped
+        with Journal(path, max_bytes=300) as journal:
+            for count in range(first, first + 3):
+                journal("cloud", note("opened", count=count, text="x" * 20))
+    sizes = [one.stat().st_size for one in (older, path)]
+    assert all(100 < size_bytes <= 300 for size_bytes in sizes)
+    counts = [one["count"] for one in read(path)]
+    assert len(counts) == 4, "two lines of 125 bytes a file"
+    assert counts == [3, 4, 5, 6]
+    assert sorted(tmp_path.iterdir()) == [path, older]
+
+
+def test_a_journal_that_cannot_be_laid_aside_is_said_and_begun_anew_when_it_can(tmp_path: Path) -> None:
+    said: list[str] = []
+    path, older = tmp_path / "journal.jsonl", tmp_path / "journal.jsonl.1"
+    (older / "in the way").mkdir(parents=True)
+    with Journal(path, echo=said.append, max_bytes=100) as journal:
+        for count in (1, 2):
+            journal("cloud", note("trainer", count=count))
+        (older / "in the way").rmdir()
+        older.rmdir()
+        journal("cloud", note("trainer", count=3))
+    assert [one["count"] for one in read(path)] == [1, 3]
+    assert [line for line in said if "notes are lost" in line] == said[:1]
+
+
 def test_notes_after_the_end_are_only_echoed(tmp_path: Path) -> None:
     said: list[str] = []
     journal = Journal(tmp_path / "journal.jsonl", echo=said.append)

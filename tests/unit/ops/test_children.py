@@ -1,0 +1,24 @@
+"""Programs that we started end within one deadline, however many they are and whatever they ignore."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+from hfl_mqtt.ops import children
+
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+
+
+def test_those_that_do_not_listen_share_one_deadline(tmp_path: Path) -> None:
+    logs = [tmp_path / f"{number}.log" for number in range(4)]
+    deaf = [children.start([sys.executable, "-c", DEAF], log) for log in logs]
+    give_up_s = time.monotonic() + 30
+    while not all("deaf" in log.read_text() for log in logs):
+        assert time.monotonic() < give_up_s
+    began_s = time.monotonic()
+    children.stop(deaf, 5.0)
+    assert 5.0 <= time.monotonic() - began_s < 14, "each its own would be 20 s"
+    assert [child.returncode for child in deaf] == [-signal.SIGKILL] * 4
