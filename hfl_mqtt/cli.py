@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -86,12 +86,8 @@ def watch(
     host: Annotated[str, typer.Option(help="A broker of the federation; the cloud's sees everything.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 1883,
     user: Annotated[str, typer.Option(help="An account that may read hfl/#.")] = "viewer",
-    password_file: Annotated[
-        Optional[Path], typer.Option(help="File that holds the password and nothing else.")  # noqa: UP045  (typer)
-    ] = None,
-    password_env: Annotated[
-        Optional[str], typer.Option(help="Environment variable that holds it.")  # noqa: UP045  (typer)
-    ] = None,
+    password_file: Annotated[Path | None, typer.Option(help="File that holds the password and nothing else.")] = None,
+    password_env: Annotated[str | None, typer.Option(help="Environment variable that holds it.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON and end.")] = False,
 ) -> None:
@@ -128,16 +124,16 @@ def render(
 @app.command(epilog="Examples: hfl demo --seed 3 --out result; hfl demo --task mnist --data-dir data; hfl demo --hold")
 def demo(
     config: Annotated[
-        Optional[Path], typer.Option("--config", "-c", help="YAML with `role: demo`; options below override it.")  # noqa: UP045  (typer)
+        Path | None, typer.Option("--config", "-c", help="YAML with `role: demo`; options below override it.")
     ] = None,
-    task: Annotated[Optional[str], typer.Option(help="soil-moisture (default) or mnist.")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option(help="Equal seeds give equal models.", min=0)] = None,  # noqa: UP045
-    rounds: Annotated[Optional[int], typer.Option(help="Global rounds.", min=1)] = None,  # noqa: UP045
-    farms: Annotated[Optional[int], typer.Option(help="Farms, each with its broker and its edge.", min=1)] = None,  # noqa: UP045
-    clients: Annotated[Optional[int], typer.Option(help="Devices in all.", min=1)] = None,  # noqa: UP045
-    data_dir: Annotated[Optional[Path], typer.Option(help="Folder of the data, for mnist.")] = None,  # noqa: UP045
+    task: Annotated[str | None, typer.Option(help="soil-moisture (default) or mnist.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal models.", min=0)] = None,
+    rounds: Annotated[int | None, typer.Option(help="Global rounds.", min=1)] = None,
+    farms: Annotated[int | None, typer.Option(help="Farms, each with its broker and its edge.", min=1)] = None,
+    clients: Annotated[int | None, typer.Option(help="Devices in all.", min=1)] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data, for mnist.")] = None,
     out: Annotated[
-        Optional[Path], typer.Option("--out", "-o", help="Folder for summary.json, journal, model and plot.")  # noqa: UP045
+        Path | None, typer.Option("--out", "-o", help="Folder for summary.json, journal, model and plot.")
     ] = None,
     hold: Annotated[bool, typer.Option("--hold", help="Keep brokers and nodes up at the end, until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
