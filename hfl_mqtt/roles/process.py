@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any
 
 from hfl_mqtt.errors import Misuse
@@ -55,7 +56,8 @@ class Process:
         self._runners: dict[str, Runner] = {}
         self._ends: dict[str, RunOver] = {}
         self._told: set[str] = set()
-        self._wake = threading.Event()
+        # Signals put into it too, and unlike an Event's lock this may be entered again by the thread that is in it.
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._is_stopping = False
 
     # -------------------------------------------------------------- the world of the nodes
@@ -92,19 +94,19 @@ class Process:
     def over(self, node: Node, end: RunOver) -> None:
         """Note the end of a run."""
         self._ends[node.path] = end
-        self._wake.set()
+        self._wake.put(None)
 
     # -------------------------------------------------------------- start to end
 
     def add(self, runner: Runner) -> None:
         """Add a node, before `hold`."""
         self._runners[runner.node.path] = runner
-        runner.on_end = self._wake.set
+        runner.on_end = lambda: self._wake.put(None)
 
     def stop(self) -> None:
         """Ask the process to end; from any thread or signal."""
         self._is_stopping = True
-        self._wake.set()
+        self._wake.put(None)
 
     def wait(self, event: threading.Event) -> bool:
         """Wait for something else before `hold`; returns False when somebody asked to end first."""
@@ -124,8 +126,7 @@ class Process:
             runner.start()
         try:
             while not self._is_done():
-                self._wake.wait()
-                self._wake.clear()
+                self._wake.get()
                 self._tell_failures()
         finally:
             self.close()
