@@ -19,7 +19,7 @@ from hfl_mqtt import __version__
 from hfl_mqtt.errors import HflError
 
 #: Each is a module here with a TITLE and a `measure()`.
-NAMES = ("memory", "rounds", "codecs", "traffic")
+NAMES = ("memory", "rounds", "codecs", "aggregation", "traffic")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

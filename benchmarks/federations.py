@@ -117,16 +117,16 @@ def running(what: RunPlan) -> Iterator[Bench]:
         yield Bench(federation, viewer.fleet)
 
 
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
+def wait_until(is_so: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
     """Look again and again until it is so.
 
     Raises:
         HflError: it was not within `LIMIT_S`.
     """
-    give_up_s = time.monotonic() + LIMIT_S
+    give_up_s = time.monotonic() + limit_s
     while not is_so():
         if time.monotonic() > give_up_s:
-            raise HflError(f"waited {LIMIT_S:g} s for {what}")
+            raise HflError(f"waited {limit_s:g} s for {what}")
         time.sleep(0.02)
 
 

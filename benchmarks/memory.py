@@ -6,17 +6,21 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from benchmarks.federations import Bench, plan, running, wait_until
 from benchmarks.figures import Figure
+from hfl_mqtt.errors import HflError
 from hfl_mqtt.ops import children
 
 TITLE = "Peak resident memory: one farm, LeNet of 44,426 parameters"
 STOP_S = 15.0
+#: The large model, the farms it is tried on, and how long a round of the largest may take.
+BULK_MB, BULK_DEVICES, BULK_LIMIT_S = 100.0, (4, 40), 1200.0
 
 _STATUS = re.compile(r"^(VmHWM|VmRSS):\s+(\d+) kB", re.MULTILINE)
 _LIBRARIES = {"torch": "/libtorch", "numpy": "/numpy/"}
@@ -68,7 +72,25 @@ def measure() -> list[Figure]:
         *_figures("idle edge (hfl edge)", idle[2]),
         *_figures("the same after a run", after[2]),
         *_figures("cloud at the end of a run (hfl cloud)", seen["cloud"]),
+        *(_edge_with_a_bulk(devices) for devices in BULK_DEVICES),
     ]
+
+
+def _edge_with_a_bulk(devices: int) -> Figure:
+    """Run a round of raw updates of 100 MB; they are trained and sent one after the other, so it takes minutes."""
+    os.environ["HFL_BULK_MB"] = str(BULK_MB)  # the nodes' processes read it
+    what = plan("bulk", farms=1, devices=devices, is_split=False)
+    patient = {"codec": "raw", "downlink": "raw", "quorum": "100 %", "open_for": "1 h"}
+    with running(replace(what, tiers=(patient, patient))) as bench:
+        bench.federation.start_cloud()
+        give_up_s = time.monotonic() + BULK_LIMIT_S
+        while bench.federation.check_cloud() is None:
+            if time.monotonic() > give_up_s:
+                raise HflError(f"waited {BULK_LIMIT_S:g} s for a round of {devices} updates of {BULK_MB:g} MB")
+            time.sleep(0.2)
+        found = memory_of(bench.pid("cloud/farm-0"))
+    assert found is not None, "an edge outlives a run"
+    return found.figure(f"edge with a model of {BULK_MB:g} MB, {devices} clients, raw")
 
 
 def _restart_as_agent(bench: Bench, path: str) -> None:

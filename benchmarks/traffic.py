@@ -9,9 +9,10 @@ from benchmarks.figures import Figure
 
 TITLE = "Bytes per client and global round: 2 edges x 2 clients, LeNet (fp32 is 177,704 B), noise as update"
 RAW_BYTES = 177_704
-CODECS = ("raw | zstd", "int8 | zstd")
+#: How updates come up and the model goes down.
+CODECS = ("raw | zstd", "int8 | zstd", "rot1", "stc(0.1)")
 #: A long run less a short one: what joining and leaving cost drops out.
-SHORT, LONG = 2, 10
+SHORT, LONG = 2, 12
 
 Reading = Mapping[str, int]
 
@@ -22,7 +23,7 @@ def measure(short: int = SHORT, long: int = LONG) -> list[Figure]:
     what = plan("idle_digits", farms=2, devices=2, is_split=False)
     with running(what) as bench:
         for codec in CODECS:
-            tiers = [{**tier, "codec": codec} for tier in what.tiers]
+            tiers = [{**tier, "codec": codec, "downlink": codec} for tier in what.tiers]
             counted = []
             for rounds in (short, long):
                 before = _quiet(bench)
@@ -36,13 +37,15 @@ def measure(short: int = SHORT, long: int = LONG) -> list[Figure]:
 
 def _figures(codec: str, per_round: Mapping[str, float], *, clients: int, farms: int) -> list[Figure]:
     """Return bytes a client and an edge; control is what is neither a model nor an update."""
-    figures = []
+    figures, control = [], 0.0
     for hop, nodes, who in (("lan", clients, "client"), ("wan", farms, "edge")):
-        for way, said in (("up", "up"), ("down", "down")):
+        for way in ("up", "down"):
             total, blobs = per_round[f"{hop}_{way}"] / nodes, per_round[f"{hop}_{way}_blobs"] / nodes
+            control += (total - blobs) * nodes / clients
             note = f"{total / RAW_BYTES:.3f} x fp32; of it {total - blobs:,.0f} B control and framing"
-            figures.append(Figure(what=f"{codec}: {hop.upper()}, {said}, per {who}", value=total, unit="B", note=note))
-    return figures
+            figures.append(Figure(what=f"{codec}: {hop.upper()}, {way}, per {who}", value=total, unit="B", note=note))
+    note = "both hops, both ways: all that is neither model nor update"
+    return [*figures, Figure(what=f"{codec}: control per client and round", value=control, unit="B", note=note)]
 
 
 def _quiet(bench: Bench) -> Reading:
@@ -53,14 +56,12 @@ def _quiet(bench: Bench) -> Reading:
 
 def _read(bench: Bench) -> Reading:
     wan_up, wan_down = bench.federation.wan_bytes()
-    clients, farms = bench.federation.plan.clients, bench.federation.plan.farms
+    farms = bench.federation.plan.farms
+    metrics = [bench.fleet[path].metrics for path in bench.federation.plan.clients]
     edges = [f"cloud/{farm.name}" for farm in farms]
-    metrics = [bench.fleet[path].metrics for path in clients]
     lan_updates = [note for edge in edges for note in bench.notes(edge, "accepted") if "sender" in note]
     wan_updates = bench.notes("cloud", "accepted")
-    models = {
-        node: sum(1 for note in bench.notes(node, "opened")) * _model_size(bench, node) for node in ("cloud", *edges)
-    }
+    models = {node: sum(note["bytes"] for note in bench.notes(node, "delta")) for node in ("cloud", *edges)}
     return {
         "lan_up": sum(values.get("socket_out") or 0 for values in metrics),
         "lan_down": sum(values.get("socket_in") or 0 for values in metrics),
@@ -71,8 +72,3 @@ def _read(bench: Bench) -> Reading:
         "lan_down_blobs": sum(models[f"cloud/{farm.name}"] * len(farm.devices) for farm in farms),
         "wan_down_blobs": models["cloud"] * len(farms),
     }
-
-
-def _model_size(bench: Bench, node: str) -> int:
-    manifest = bench.fleet[node].manifest if node in bench.fleet else None
-    return manifest.size if manifest is not None else 0

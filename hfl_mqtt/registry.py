@@ -6,6 +6,9 @@ Extending hfl-mqtt is one class and one entry-point line in the groups `hfl_mqtt
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -13,6 +16,7 @@ from typing import Any
 
 from hfl_mqtt.errors import ConfigError
 
+_CALL = re.compile(r"([a-z][a-z0-9_\-]*)\s*(?:\(([^()]*)\))?\Z")
 #: What one entry of a group is called.
 SINGULAR = {"codecs": "codec", "strategies": "strategy", "tasks": "task"}
 
@@ -31,6 +35,40 @@ def load(group: str, name: str) -> Any:
     for entry in entry_points(group=f"hfl_mqtt.{group}", name=name):
         return entry.load()
     raise ConfigError(f"no {SINGULAR.get(group, group)} is called {name!r}{known_names(name, names(group))}")
+
+
+def make(group: str, text: str) -> Any:
+    """Build what a text such as `fedavg` or `stc(0.1)` says: a registered dataclass and numbers for its fields.
+
+    Raises:
+        ConfigError: no such name, or options that it does not take; the message says what it takes.
+    """
+    match = _CALL.match(text.strip())
+    if match is None:
+        raise ConfigError(f"{text[:60]!r} is not of the form name or name(number, ...)")
+    name, arguments = match.groups()
+    kind = load(group, name)
+    options = [field for field in dataclasses.fields(kind) if field.init]
+    takes = f"{name} takes {', '.join(option.name for option in options) or 'no options'}"
+    values = [_number(part) for part in arguments.split(",")] if arguments and arguments.strip() else []
+    if len(values) > len(options):
+        raise ConfigError(f"{takes}, got {len(values)} options")
+    if any(option.default is dataclasses.MISSING for option in options[len(values) :]):
+        raise ConfigError(f"{takes}: write {name}({', '.join(option.name for option in options)})")
+    return kind(**dict(zip((option.name for option in options), values, strict=False)))
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ConfigError(f"{text.strip()!r} is not a number") from None
+        if not math.isfinite(value):
+            raise ConfigError(f"{text.strip()!r} is not a finite number") from None
+        return value
 
 
 def known_names(name: str, known: Iterable[str]) -> str:

@@ -12,11 +12,22 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from hfl_mqtt.protocol.messages import Info
+from hfl_mqtt.protocol.messages import Buffer, Info
 from hfl_mqtt.protocol.topics import bridge_control, bridge_data, parent
 from hfl_mqtt.protocol.wire import encode
 from hfl_mqtt.roles.shell import MetricValues, Shell, filters
-from hfl_mqtt.rounds.actions import Contribution, Event, Note, RunOver, Save, Work, Worked, WorkFailed
+from hfl_mqtt.rounds.actions import (
+    Contribution,
+    Counted,
+    Event,
+    KeepResidual,
+    Note,
+    RunOver,
+    Save,
+    Work,
+    Worked,
+    WorkFailed,
+)
 from hfl_mqtt.rounds.arithmetic import Arithmetic
 from hfl_mqtt.rounds.client import ClientNode
 from hfl_mqtt.rounds.cloud import CloudNode, Schedule
@@ -49,6 +60,7 @@ class Simulation:
         children: the children's names by aggregator path, e.g. `{"cloud": ["a"], "cloud/a": ["1", "2"]}`.
         schedule: the cloud's.
         weights: the initial model.
+        start: how devices come by it.
         arithmetic: the numbers.
         train: the clients' work.
         work_s: how long a client's work takes, in virtual seconds, by path.
@@ -62,6 +74,7 @@ class Simulation:
         *,
         schedule: Schedule,
         weights: Any,
+        start: Buffer,
         arithmetic: Arithmetic,
         train: Train,
         work_s: Callable[[str], float] = lambda _path: 1.0,
@@ -71,7 +84,9 @@ class Simulation:
         self.now_s = 0.0
         self.ends: dict[str, RunOver] = {}
         self.saved: list[Save] = []
-        self._schedule, self._weights = schedule, weights
+        self.counted_work: list[tuple[str, str]] = []
+        self.residuals: dict[str, tuple[str, Any]] = {}
+        self._schedule, self._weights, self._start = schedule, weights, start
         self._arithmetic, self._train, self._work_s = arithmetic, train, work_s
         self._wire = Wire(seed)
         self._order = count()
@@ -166,6 +181,14 @@ class Simulation:
         """Do not bring that result."""
         self._cancelled.add((node.path, self.places[node.path].boot, work_id))
 
+    def counted(self, node: Node, counted: Counted) -> None:
+        """Note whose update counted."""
+        self.counted_work.append((node.path, counted.work_id))
+
+    def keep(self, node: Node, keep: KeepResidual) -> None:
+        """Keep the residual, for the node's next life."""
+        self.residuals[node.path] = (keep.run, keep.residual)
+
     def save(self, node: Node, save: Save) -> None:  # noqa: ARG002  (part of the contract)
         """Keep the model."""
         self.saved.append(save)
@@ -194,9 +217,11 @@ class Simulation:
                 arithmetic=self._arithmetic,
                 schedule=self._schedule,
                 weights=self._weights,
+                start=self._start,
             )
         if path in self.brokers:
-            return EdgeNode(path=path, boot=boot, info=info, arithmetic=self._arithmetic)
+            residual = self.residuals.get(path)
+            return EdgeNode(path=path, boot=boot, info=info, arithmetic=self._arithmetic, residual=residual)
         return ClientNode(path=path, boot=boot, info=info)
 
     def _feed(self, place: Place, node: Node, event: LinkEvent | Event) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import Self
 
+from hfl_mqtt.config import spread
 from hfl_mqtt.config.sections import (
     GRACE_S,
     BrokerConfig,
@@ -20,11 +22,12 @@ from hfl_mqtt.config.sections import (
     PlanConfig,
     Secret,
     Section,
+    StrategyText,
     TaskConfig,
     TierConfig,
-    registered,
+    node_name,
 )
-from hfl_mqtt.config.units import Duration, LocalPath, Whole, duration_text
+from hfl_mqtt.config.units import Duration, LocalPath, Real, Size, Whole, duration_text
 from hfl_mqtt.config.wording import KeyPath, misplaced
 from hfl_mqtt.protocol import messages
 from hfl_mqtt.protocol.topics import parent
@@ -44,6 +47,8 @@ __all__ = [
     "default_state_dir",
 ]
 
+#: In one process.
+MAX_CLIENTS = 10_000
 #: Of the cloud and the edges below it, where a file says nothing of tiers.
 _TIERS = (TierConfig(open_for=600.0), TierConfig())
 
@@ -58,6 +63,16 @@ def _below_root(name: str) -> str:
     if parent(name) is None:
         raise ValueError(f"must start with its parent's name, such as cloud/{name}, got {name!r}")
     return name
+
+
+def _children(text: str) -> str:
+    """Check a name, or the first and the last of a range: the others are between them."""
+    numbers = spread.numbers(text)
+    for number in {numbers[0], numbers[-1]}:
+        _below_root(node_name(spread.written(text, number)))
+    if parent(spread.written(text, numbers[0])) != parent(spread.written(text, numbers[-1])):
+        raise ValueError(f"must have its range in the last part, so that all have one parent, got {text[:60]!r}")
+    return text
 
 
 RootName = Annotated[NodeName, AfterValidator(_root)]
@@ -83,6 +98,21 @@ class _Node(Section):
     broker: BrokerConfig = Field(description="The broker that the node connects to.")
     state_dir: LocalPath | None = Field(
         default=None, description="Folder for what must survive a restart; by default under ~/.local/state/hfl-mqtt."
+    )
+
+
+class StopConfig(Section):
+    """What ends a run before its last round: whichever comes first."""
+
+    metric: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="The score that target and patience look at; by default the task's own."
+    )
+    target: Real | None = Field(default=None, description="Stop when a model scores this well.")
+    patience: Annotated[Whole, Field(ge=1, le=10_000)] | None = Field(
+        default=None, description="Stop when the score has not improved for so many rounds."
+    )
+    budget: Annotated[Size, Field(ge=1)] | None = Field(
+        default=None, description="Stop when so many bytes have been moved on all links: 20 MB."
     )
 
 
@@ -112,10 +142,16 @@ class CloudConfig(_Aggregator):
     tiers: Annotated[tuple[TierConfig, ...], Field(min_length=1, max_length=8)] = Field(
         default=_TIERS, description="First the cloud over its children, then each tier of aggregators below it."
     )
-    strategy: Annotated[str, registered("strategies")] = Field(
-        default="fedavg", description="How updates become a model."
+    strategy: StrategyText = Field(
+        default="fedavg", description="How updates become a model; fedavg(1.5) takes one and a half of each mean step."
     )
     evaluate: bool = Field(default=True, description="Whether devices score the last model when training is over.")
+    initial: Literal["auto", "seed", "weights"] = Field(
+        default="auto",
+        description="How devices come by the first model: they build it from the seed, or are sent its weights; auto "
+        "takes the seed where the task builds the same model twice.",
+    )
+    stop: StopConfig = Field(default=StopConfig(), description="What ends the run before its last round.")
     wait_for: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(
         default=1, description="Children to be there before round one."
     )
@@ -178,10 +214,23 @@ class EdgeConfig(_Aggregator):
 
 
 class DeviceConfig(Secret):
-    """One client of a process: its name, its data, and its own password where it has one."""
+    """One client of a process: its name, its data, and its own password where it has one.
 
-    name: ChildName = Field(description="The client's name, below its parent's: cloud/farm-a/pi-07.")
+    Or many at once, where the name has a range: `cloud/farm-a/pi-{01..50}` stands for pi-01 to pi-50. Its `data`,
+    `password_file` and `password_env` may then say `{n}`, the number in the name, and `{index}`, which counts from 0.
+    """
+
+    name: Annotated[str, AfterValidator(_children)] = Field(
+        description="The client's name, below its parent's: cloud/farm-a/pi-07; or a range, cloud/farm-a/pi-{01..50}."
+    )
     data: dict[str, Any] = Field(default_factory=dict, description="Which data is this client's; the task takes it.")
+
+    def each(self) -> tuple[DeviceConfig, ...]:
+        """Return the clients that stand here: itself, or those of its range."""
+        return tuple(
+            self.model_copy(update=spread.written({key: getattr(self, key) for key in self.model_fields_set}, number))
+            for number in spread.numbers(self.name)
+        )
 
 
 class ClientConfig(_Node):
@@ -192,8 +241,8 @@ class ClientConfig(_Node):
         default=None, description="The client's name, below its parent's: cloud/farm-a/pi-07."
     )
     data: dict[str, Any] | None = Field(default=None, description="Which data is this client's; the task takes it.")
-    clients: Annotated[tuple[DeviceConfig, ...], Field(min_length=1, max_length=10_000)] | None = Field(
-        default=None, description="Several clients, instead of name and data."
+    clients: Annotated[tuple[DeviceConfig, ...], Field(min_length=1, max_length=MAX_CLIENTS)] | None = Field(
+        default=None, description="Several clients, instead of name and data: one an entry, or a range of them."
     )
     task: TaskConfig = Field(description="What is learned; the same as the cloud's.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -212,37 +261,42 @@ class ClientConfig(_Node):
             if self.name is None:
                 raise misplaced(((), "name is missing; or clients, a list of several"))
             return self
+        count = sum(len(spread.numbers(entry.name)) for entry in self.clients)
+        if count > MAX_CLIENTS:
+            raise misplaced((("clients",), f"are {count}, at most {MAX_CLIENTS} in one process: start several"))
         mistakes: list[tuple[KeyPath, str]] = []
         mistakes += [
             ((key,), "stands beside clients: each entry there has its own")
             for key in ("name", "data")
             if getattr(self, key)
         ]
-        if self.broker.user is not None and len(self.clients) > 1:
+        if self.broker.user is not None and len(self.devices) > 1:
             mistakes.append(
                 (("broker", "user"), "is one account for several clients: leave it out, each is its own account")
             )
-        first, seen = self.clients[0].name, dict[str, int]()
-        for index, client in enumerate(self.clients):
-            if client.name in seen:
-                mistakes.append(
-                    (("clients", index, "name"), f"is the name of clients[{seen[client.name]}] too: each has its own")
-                )
-            elif parent(client.name) != parent(first):
+        first, seen = self.devices[0].name, dict[str, int]()
+        for index, entry in enumerate(self.clients):
+            names = [device.name for device in entry.each()]
+            twice = next((name for name in names if name in seen), None)
+            if twice is not None:
+                what = "is the name of" if twice == entry.name else f"holds {twice}, which is in"
+                text = f"{what} clients[{seen[twice]}] too: each has its own"
+                mistakes.append((("clients", index, "name"), text))
+            elif parent(names[0]) != parent(first):
                 text = (
                     f"is not below {parent(first)}, as {first} is: clients of one process share a parent and its broker"
                 )
                 mistakes.append((("clients", index, "name"), text))
-            seen.setdefault(client.name, index)
+            seen.update((name, seen.get(name, index)) for name in names)
         if mistakes:
             raise misplaced(*mistakes)
         return self
 
-    @property
+    @cached_property
     def devices(self) -> tuple[DeviceConfig, ...]:
         """The clients, whichever way they are written."""
         if self.clients is not None:
-            return self.clients
+            return tuple(device for entry in self.clients for device in entry.each())
         assert self.name is not None
         return (DeviceConfig(name=self.name, data=self.data or {}),)
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from typing_extensions import Self
 
 from hfl_mqtt import registry
-from hfl_mqtt.config.units import Duration, LocalPath, Quorum, Real, Share, Size, Whole, located
+from hfl_mqtt.config.units import Duration, LocalPath, Quorum, Real, Share, Size, Whole, located, parse_size
 from hfl_mqtt.config.wording import misplaced, near
 from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.learning.keys import KEYS
@@ -70,6 +70,24 @@ def registered(group: str) -> Any:
     return AfterValidator(check)
 
 
+def _strategy(text: str) -> str:
+    try:
+        registry.make("strategies", text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _codec_or_auto(text: str) -> str:
+    return text if text == messages.AUTO else _codec(text)
+
+
+def _a_round(value: Any) -> int:
+    """Return the bytes of `2 MB/round`, or of a plain size."""
+    text = value.strip() if isinstance(value, str) else value
+    return parse_size(text[: -len("/round")].rstrip() if isinstance(text, str) and text.endswith("/round") else text)
+
+
 def _codec(text: str) -> str:
     from hfl_mqtt.learning import codecs  # it brings numpy, which a file without codecs does not need
 
@@ -90,7 +108,9 @@ Federation = Annotated[str, AfterValidator(_federation)]
 Host = Annotated[str, AfterValidator(_host)]
 ExistingFile = Annotated[LocalPath, AfterValidator(_existing)]
 ModelSize = Annotated[Size, Field(ge=1, le=messages.MAX_BLOB)]
-CodecText = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_codec)]
+CodecOrAuto = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_codec_or_auto)]
+StrategyText = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_strategy)]
+Budget = Annotated[int, BeforeValidator(_a_round), Field(ge=1)]
 
 
 class Section(BaseModel):
@@ -273,7 +293,22 @@ class TierConfig(Section):
     retries: Annotated[Whole, Field(ge=0, le=1000)] = Field(
         default=2, description="How often a round without quorum is asked again."
     )
-    codec: CodecText = Field(default="raw | zstd", description="How updates to this tier are coded.")
+    codec: CodecOrAuto = Field(
+        default="raw | zstd",
+        description="How updates to this tier are coded; auto lets each link choose, by its speed and the budget.",
+    )
+    downlink: CodecOrAuto = Field(
+        default="raw | zstd", description="How this tier's model goes down: each round's delta, and what was cut off."
+    )
+    budget: Budget | None = Field(
+        default=None, description="Most bytes of an update, or of a delta down, where its codec is auto: 2 MB/round."
+    )
+
+    @model_validator(mode="after")
+    def _has_use_for_its_budget(self) -> Self:
+        if self.budget is not None and messages.AUTO not in (self.codec, self.downlink):
+            raise misplaced((("budget",), "is only kept by a codec that is chosen: set codec or downlink to auto"))
+        return self
 
     def to_tier(self, rounds: int | None = None, *, below: messages.Tier | None = None) -> messages.Tier:
         """Return the tier as it is sent, over the tier `below`; `rounds` stands in for its own number of rounds."""
@@ -287,4 +322,6 @@ class TierConfig(Section):
             grace_s=GRACE_S + least_s if self.grace is None else self.grace,
             retries=self.retries,
             codec=self.codec,
+            downlink=self.downlink,
+            budget=self.budget,
         )

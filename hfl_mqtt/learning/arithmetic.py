@@ -1,107 +1,186 @@
-"""What the machines ask of the numbers, answered with tensors: a strategy over encoded deltas."""
+"""What the machines ask of the numbers, answered with tensors: deltas in and out of bytes, added up by a strategy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
+from hfl_mqtt.errors import HflError, Refused
 from hfl_mqtt.learning import codecs, payload
-from hfl_mqtt.learning.codecs import Chain
 from hfl_mqtt.learning.contracts import Weights
+from hfl_mqtt.learning.shelf import Shelf, let_go
+from hfl_mqtt.learning.start import Start
 from hfl_mqtt.learning.strategies import FedAvg, Strategy, Sum
-from hfl_mqtt.learning.weights import Layout, delta_layout, difference, digest, layout_of
-from hfl_mqtt.protocol.messages import MAX_BLOB
-from hfl_mqtt.rounds.arithmetic import Accumulator
-
-#: Models go down without loss, so that everybody trains from the very same bits.
-MODEL_CODEC = "raw | zstd"
+from hfl_mqtt.learning.weights import Layout, check_layout, check_stays_in_range, delta_layout, layout_of
+from hfl_mqtt.protocol.messages import MAX_BLOB, Buffer, Keyframe
+from hfl_mqtt.rounds.arithmetic import LOSSLESS, Accumulator, Model
 
 
 class TensorArithmetic:
-    """`rounds.arithmetic.Arithmetic` over `dict[str, ndarray]`."""
+    """`rounds.arithmetic.Arithmetic` over `dict[str, ndarray]`.
 
-    def __init__(self, strategy: Strategy | None = None, *, max_model_bytes: int = MAX_BLOB) -> None:
-        """Choose the rule, FedAvg by default, and how large a model this node is ready to hold."""
+    Args:
+        strategy: how updates become a step, FedAvg by default.
+        max_model_bytes: how large a model this node is ready to hold.
+        shelf: where deltas lie while nobody works on them; None keeps them in memory.
+    """
+
+    def __init__(
+        self, strategy: Strategy | None = None, *, max_model_bytes: int = MAX_BLOB, shelf: Shelf | None = None
+    ) -> None:
+        self._shelf = shelf
         self._strategy = strategy or FedAvg()
         self._max_model_bytes = max_model_bytes
-        self._model_chain = codecs.parse(MODEL_CODEC)
 
-    @property
-    def model_codec(self) -> str:
-        """The codec of `encode_model`, for the manifest."""
-        return str(self._model_chain)
+    def layout(self, start: Buffer) -> Layout:
+        """Return names, dtypes and shapes of the model that starts so; see `Arithmetic.layout`."""
+        return self.start(start).layout
 
-    def encode_model(self, weights: Weights) -> bytes:
-        """Return the bytes that go down; decoding them gives `weights` again, bit for bit.
+    def start_digest(self, start: Buffer) -> str:
+        """Return the SHA-256 of the initial weights, in hex."""
+        return self.start(start).digest
 
-        Raises:
-            Refused: the model holds NaN or infinity, or a dtype that cannot travel.
-        """
-        return payload.encode(weights, self._model_chain, np.random.default_rng(0))
-
-    def decode_model(self, blob: bytes) -> Weights:
-        """Read a model into arrays of its own, which may be written to.
+    def start(self, start: Buffer) -> Start:
+        """Take a start apart.
 
         Raises:
-            Refused: the bytes are no model, or one larger than `max_model_bytes`.
+            Refused: it is none, or of a larger model than this node takes.
         """
-        views = payload.decode_unknown(blob, self._model_chain, self._max_model_bytes)
-        return {name: values.copy() for name, values in views.items()}
+        return Start.read(start, self._max_model_bytes)
 
-    def digest(self, weights: Weights) -> str:
-        """Return the SHA-256 of names, dtypes, shapes and values, in hex: the model's identity."""
-        return digest(weights)
+    def model_size(self, layout: Layout) -> int:
+        """Return the bytes of a model's values."""
+        return sum(spec.size_bytes for spec in layout.values())
 
-    def accumulator(self, base: Weights, codec: str) -> Accumulator:
-        """Return an empty sum for deltas against `base` that come in `codec`.
+    def accumulator(self, layout: Layout, codecs: tuple[str, ...]) -> Accumulator:
+        """Return an empty sum for deltas that come in one of these codecs; see `Arithmetic.accumulator`."""
+        return EncodedSum(self._strategy.sum(layout), delta_layout(layout), codecs)
+
+    def update_limit(self, layout: Layout, codecs: tuple[str, ...]) -> int:
+        """Return the most bytes of a delta in any of these codecs."""
+        deltas = delta_layout(layout)
+        return max(payload.size_limit(deltas, _parse(codec)) for codec in codecs)
+
+    def step(self, accumulator: Accumulator) -> Weights:
+        """Return how far the strategy moves the model."""
+        assert isinstance(accumulator, EncodedSum), "only accumulators made here can be used"
+        return self._kept(self._strategy.step(accumulator.total).items())
+
+    def encode(self, delta: Weights, codec: str, seed: int) -> bytes:
+        """Return a delta's bytes; see `Arithmetic.encode`."""
+        return payload.encode(delta, _parse(codec), np.random.default_rng(seed))
+
+    def decode(self, data: Buffer, layout: Layout) -> Weights:
+        """Read a delta of a model with this layout. The arrays may be read-only views of the bytes."""
+        data = memoryview(data)
+        try:
+            chain = _parse(payload.codec_of(data))
+        except HflError as error:
+            raise Refused(str(error)) from None
+        if self._shelf is None:
+            return payload.decode(data, chain, delta_layout(layout))
+        found = self._shelf.weights(payload.tensors(data, chain, delta_layout(layout)))
+        let_go(data)
+        return found
+
+    def is_lossless(self, codec: str) -> bool:
+        """Whether decoding gives every bit again."""
+        return _parse(codec).is_lossless
+
+    def add(self, a: Weights | None, b: Weights) -> Weights:
+        """Return a + b, tensor by tensor in their own dtype.
 
         Raises:
-            ConfigError: `codec` is no chain of codecs known here.
+            Refused: they are not of one model, or a sum is no number.
         """
-        return EncodedSum(self._strategy.sum(base), delta_layout(layout_of(base)), codecs.parse(codec))
+        if a is None:
+            return b
+        check_layout(layout_of(b), layout_of(a))
+        with np.errstate(over="ignore"):
+            return self._kept((name, np.asarray(values + b[name])) for name, values in a.items())
 
-    def apply(self, base: Weights, accumulator: Accumulator) -> Weights:
-        """Return the new model. An empty sum gives `base` itself."""
-        assert isinstance(accumulator, EncodedSum), "only accumulators made here can be applied"
-        return self._strategy.apply(base, accumulator.total)
+    def subtract(self, a: Weights | None, b: Weights) -> Weights:
+        """Return a - b, tensor by tensor; see `add`."""
+        if a is None:
+            return self._kept((name, np.asarray(-values)) for name, values in b.items())
+        check_layout(layout_of(b), layout_of(a))
+        with np.errstate(over="ignore"):
+            return self._kept((name, np.asarray(values - b[name])) for name, values in a.items())
 
-    def encode_delta(self, weights: Weights, base: Weights, codec: str, seed: int) -> bytes:
-        """Return `weights - base`, encoded. `seed` drives codecs that round at random.
+    def shorten(self, model: Model) -> Keyframe:
+        """Return one keyframe for a whole chain; see `Arithmetic.shorten`."""
+        moved = self.moved(model)
+        plus = self.encode(moved, LOSSLESS, 0) if moved is not None else None
+        return replace(model.keyframe, version=model.version, digest=model.digest, plus=plus)
+
+    def place(self, start: Weights, delta: Weights) -> Weights:
+        """Return `start` + `delta` in the dtypes of `start`.
 
         Raises:
-            Refused: the weights do not fit the base, or hold NaN or infinity: training diverged.
-            ConfigError: `codec` is no chain of codecs known here.
+            Refused: they do not fit, or a value leaves the range of its dtype.
         """
-        chain = codecs.parse(codec)
-        return payload.encode(difference(weights, base), chain, np.random.default_rng(seed))
+        check_layout(layout_of(delta), delta_layout(layout_of(start)))
+        placed: Weights = {}
+        for name, values in start.items():
+            check_stays_in_range(name, values, delta[name])
+            if values.dtype.kind == "f":
+                placed[name] = np.asarray(values + delta[name])
+            else:
+                placed[name] = np.asarray(values.astype(np.int64) + delta[name]).astype(values.dtype)
+        return placed
 
-    def update_limit(self, base: Weights) -> int:
-        """Return the most bytes an encoded delta against `base` may have, whatever the codec.
+    def moved(self, model: Model) -> Weights | None:
+        """Return how far a chain leads from its start; None where it stands there.
 
-        A codec may spend up to 4 bytes beside each value, an index for example, and 1 % on framing.
+        Every node adds the same numbers in the same order, so all have the same bits.
         """
-        deltas = delta_layout(layout_of(base))
-        values = sum(spec.size * (spec.dtype.itemsize + 4) for spec in deltas.values())
-        names = sum(len(name.encode()) + 256 for name in deltas)
-        return 4096 + names + values + values // 100
+        layout = self.layout(model.keyframe.start)
+        total = None if model.keyframe.plus is None else self.decode(model.keyframe.plus, layout)
+        for delta in model.deltas:
+            total = self.add(total, self.decode(delta, layout))
+        return total
+
+    def weights(self, model: Model, build: Callable[[int], Weights] | None = None) -> Weights:
+        """Return the weights that a chain leads to, in arrays of their own; see `Start.weights` for `build`."""
+        start, moved = self.start(model.keyframe.start).weights(build), self.moved(model)
+        return start if moved is None else self.place(start, moved)
+
+    def _kept(self, tensors: Iterable[tuple[str, NDArray[Any]]]) -> Weights:
+        return dict(tensors) if self._shelf is None else self._shelf.weights(tensors)
 
 
 class EncodedSum:
     """A strategy's sum that takes encoded deltas: `rounds.arithmetic.Accumulator`."""
 
-    def __init__(self, total: Sum, layout: Layout, chain: Chain) -> None:
+    def __init__(self, total: Sum, layout: Layout, codecs: tuple[str, ...]) -> None:
         self.total = total
         self._layout = layout
-        self._chain = chain
+        self._chains = {str(chain): chain for chain in map(_parse, codecs)}
 
-    def add(self, payload_bytes: bytes, weight: int) -> None:
-        """Decode, check and add; nothing has been added where it raises.
+    def add(self, data: Buffer, weight: int) -> None:
+        """Decode, check and add tensor by tensor; nothing has been added where it raises.
 
         Raises:
             Refused: see `rounds.arithmetic.Accumulator.add`.
         """
-        self.total.add(payload.decode(payload_bytes, self._chain, self._layout), weight)
+        data = memoryview(data)
+        codec = payload.codec_of(data)
+        chain = self._chains.get(codec)
+        if chain is None:
+            raise Refused(f"coded in {codec!r}, asked was {' or '.join(self._chains)}")
+        self.total.add(lambda: payload.tensors(data, chain, self._layout), weight)
 
     @property
     def weight(self) -> int:
         """The sum of weights so far."""
         return self.total.weight
+
+
+@lru_cache(maxsize=64)
+def _parse(codec: str) -> codecs.Chain:
+    return codecs.parse(codec)

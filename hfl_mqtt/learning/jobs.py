@@ -29,12 +29,28 @@ _CONFIG = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class ModelBytes:
+    """A model as `rounds.arithmetic.Model` has it: where it starts, and the deltas since; `digest` is of the last."""
+
+    run: str
+    version: int
+    digest: str
+    key_version: int
+    key_digest: str
+    size: int
+    start: bytes = field(repr=False)
+    plus: bytes | None = field(default=None, repr=False)
+    deltas: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class TrainJob:
     """One client's share of a round: score the model that was sent, train it, encode the delta.
 
     `task_options` is what stands under `task:` (see `tasks.load_task`). A plan that evaluates is answered with
     `Evaluated`. `seed` decides the order of batches and everything random in training; the caller derives it from the
-    run's seed, the round and the client. `digest` is what the decoded model must have.
+    run's seed, the round and the client. `residual` is the file of what coding cut off before (see `residuals`), None
+    where nothing is carried along.
     """
 
     id: str
@@ -44,8 +60,8 @@ class TrainJob:
     plan: Plan
     seed: int
     codec: str
-    model: bytes = field(repr=False)
-    digest: str
+    model: ModelBytes
+    residual: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -56,8 +72,7 @@ class EvaluateJob:
     client: str
     task_options: dict[str, Any]
     data_options: dict[str, Any] | None = None
-    model: bytes = field(repr=False)
-    digest: str
+    model: ModelBytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -104,6 +119,8 @@ class Trained:
     samples: Annotated[int, Field(ge=0, le=MAX_WEIGHT)]
     tallies: Tallies
     seconds: float
+    #: How far the model that was sent had come from its start, without loss, where its deltas had become too many.
+    plus: Annotated[bytes, Field(max_length=MAX_BLOB)] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -117,11 +134,14 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Initial:
-    """A fresh model, encoded, and how its task scores it."""
+    """A fresh model, and how its task scores it.
+
+    `start` holds the weights, see `learning.start`; `is_reproducible` says whether building it once more gave the same.
+    """
 
     job_id: str
-    blob: bytes = field(repr=False)
-    digest: str
+    start: bytes = field(repr=False)
+    is_reproducible: bool
     parameters: int
     metric: str
     higher_is_better: bool

@@ -1,243 +1,257 @@
-"""Weights as bytes and back: a msgpack map that says what follows, then the tensors' bytes, packed.
+"""Weights as bytes and back, in two forms: compact for who knows the model, full for who does not.
 
-    {v: 1, codec: "int8 | zstd", tensors: [[name, dtype, shape, [bytes of each part]], ...]}  body
+    compact   01  codec  fingerprint  lengths  sides  body        updates, and deltas of a model
+    full      81  codec  layout       lengths  sides  body        keyframes
 
-Parts of a tensor are the side bytes of each array codec and the last rest, or just its values where it passes exactly.
-An empty body is not packed. All numbers are little-endian. The map stands before the body, not around it, so that a
-reader can bound it by itself: a hundred megabytes of empty msgpack lists would become gigabytes of Python lists.
+`codec` is the chain's canonical text behind its length. `layout` is the table of names, dtypes and shapes (`tables`),
+`fingerprint` the start of its SHA-256. `lengths` are those of sides that vary, in LEB128; `sides` are what the array
+codecs keep for themselves, as dense as it gets; `body` are the last rests, packed by the bytes codecs, or empty. The
+order is that of the names; a codec that sees a whole model has all float tensors of a dtype where the first of them
+would stand (`grouping`). Without bytes codecs, zeros stand before the body so that numbers in it are aligned. All
+numbers are little-endian.
 
-`decode` is for hostile bytes: every name, shape, dtype and length is checked before anything of that size is allocated,
-and nothing but `Refused` ever comes out.
+Readers are for hostile bytes: whatever is allocated is of a size that the receiver's own layout, or its `max_bytes`,
+gives, and nothing but `Refused` ever comes out.
 """
 
 from __future__ import annotations
 
-import math
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from hfl_mqtt.errors import Refused
-from hfl_mqtt.learning.codecs import TINY, Chain, Flat
+from hfl_mqtt.errors import ConfigError, Refused
+from hfl_mqtt.learning.codecs import Chain, Flat, Reader, parse
+from hfl_mqtt.learning.codecs.chain import MAX_TEXT, Bytes, Whole
 from hfl_mqtt.learning.contracts import Weights
-from hfl_mqtt.learning.weights import (
-    DTYPES,
-    MAX_NAME,
-    MAX_NDIM,
-    MAX_TENSORS,
-    Layout,
-    TensorSpec,
-    check_finite,
-    check_layout,
-    layout_of,
-    little_endian,
-    shown,
-)
+from hfl_mqtt.learning.grouping import Group, Plan, plan
+from hfl_mqtt.learning.tables import Cursor, decode_layout, encode_layout, varint
+from hfl_mqtt.learning.weights import Layout, TensorSpec, check_finite, layout_of, little_endian, shown
+
+__all__ = [
+    "VERSION",
+    "codec_of",
+    "decode",
+    "decode_full",
+    "decode_layout",
+    "encode",
+    "encode_full",
+    "encode_layout",
+    "read_layout",
+    "size_limit",
+    "tensors",
+]
 
 #: Raised only together with new golden files.
 VERSION = 1
-#: The most bytes of the map in front, for a reader that does not know what to expect.
-MAX_HEADER = 1 << 20
-_DTYPES = {code: np.dtype(code) for code in DTYPES}
+_COMPACT, _FULL = VERSION, 0x80 | VERSION
 
 
 def encode(weights: Weights, chain: Chain, rng: np.random.Generator) -> bytes:
-    """Return `weights` as bytes. The same seed of `rng` gives the same bytes.
+    """Return `weights` in compact form. The same seed of `rng` gives the same bytes on the same machine.
 
     Raises:
         Refused: they hold NaN or infinity, or a dtype or name that cannot travel.
     """
-    tensors: list[list[Any]] = []
-    parts: list[bytes | memoryview] = []
-    for name, spec in layout_of(weights).items():
-        values = np.ascontiguousarray(weights[name].reshape(-1))
-        if spec.is_float:
-            check_finite(name, values)
-        pieces: list[bytes | memoryview] = []
-        if _meets_codec(spec):
-            for codec in chain.arrays:
-                side, values = codec.encode(values, rng)
-                pieces.append(side)
-        pieces.append(little_endian(values))
-        tensors.append([name, spec.code, spec.shape, [len(piece) for piece in pieces]])
-        parts += pieces
-    header: bytes = msgpack.packb({"v": VERSION, "codec": str(chain), "tensors": tensors})
-    if len(header) > MAX_HEADER:
-        raise Refused(f"the names and shapes of {len(tensors)} tensors take {len(header)} bytes, at most {MAX_HEADER}")
-    body = b"".join(parts)
-    for packer in chain.packers if body else ():
-        body = packer.encode(body)
-    return header + body
+    made = plan(layout_of(weights), chain)
+    return _write(bytes([_COMPACT]) + _text(chain) + made.fingerprint, weights, made, rng)
 
 
-def decode(payload: bytes, chain: Chain, expected: Layout) -> Weights:
-    """Read a payload whose layout and chain are known. The arrays may be read-only views of one buffer.
+def encode_full(weights: Weights, chain: Chain, rng: np.random.Generator) -> bytes:
+    """Return `weights` in full form.
+
+    Raises:
+        Refused: as `encode`, or names and shapes take over 1 MiB.
+    """
+    layout = layout_of(weights)
+    table = encode_layout(layout)
+    return _write(bytes([_FULL]) + _text(chain) + varint(len(table)) + table, weights, plan(layout, chain), rng)
+
+
+def decode(payload: Bytes, chain: Chain, expected: Layout) -> Weights:
+    """Read a compact payload whose layout and chain are known. Arrays may be read-only views of `payload`.
 
     Raises:
         Refused: it is anything else, or holds NaN or infinity.
     """
-    layout, parts, start = _read_header(payload, chain, min(MAX_HEADER, _header_limit(expected, chain)))
-    check_layout(layout, expected)
-    limit = size_limit(expected, chain)
-    if len(payload) > limit:
-        raise Refused(f"{len(payload)} bytes, at most {limit} for this model in {chain}")
-    return _read_body(payload, start, chain, layout, parts)
+    found = dict(tensors(payload, chain, expected))
+    return {name: found[name] for name in expected}
 
 
-def decode_unknown(payload: bytes, chain: Chain, max_bytes: int) -> Weights:
-    """Read a payload whose layout is not known, such as the first model. The arrays may be read-only views.
+def tensors(payload: Bytes, chain: Chain, expected: Layout) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Read a compact payload one tensor after another, each checked before it is given.
+
+    At most one tensor is held, or with codecs that see a whole model, one dtype's; what `zstd` has packed is unpacked
+    as it goes. The last `Refused` may come after the last tensor: nothing counts before the end.
+
+    Raises:
+        Refused: as `decode`, at any step.
+    """
+    cursor = Cursor(payload)
+    _expect(cursor, _COMPACT, chain)
+    made = plan(expected, chain)
+    if cursor.take(len(made.fingerprint)) != made.fingerprint:
+        raise Refused("coded for another model: names, shapes or dtypes differ")
+    yield from _read(cursor, made)
+
+
+def decode_full(payload: Bytes, max_bytes: int, chain: Chain | None = None) -> Weights:
+    """Read a full payload. Arrays may be read-only views of `payload`.
 
     Args:
         payload: a stranger's bytes.
-        chain: what it must be coded in.
-        max_bytes: the most bytes of decoded values, and of the payload's body, that the receiver is ready to hold.
+        max_bytes: the most bytes of decoded values that the receiver is ready to hold.
+        chain: what it must be coded in; None allows every chain there is.
 
     Raises:
         Refused: it is no such payload, or holds NaN or infinity.
     """
-    layout, parts, start = _read_header(payload, chain, MAX_HEADER)
-    total = sum(spec.size_bytes for spec in layout.values())
-    if total > max_bytes or len(payload) - start > _packed_limit(chain, max_bytes)[-1]:
-        raise Refused(f"a model of {total} bytes, at most {max_bytes}")
-    return _read_body(payload, start, chain, layout, parts)
+    cursor = Cursor(payload)
+    found = _expect(cursor, _FULL, chain)
+    layout = decode_layout(cursor.take(cursor.varint()), max_bytes)
+    weights = dict(_read(cursor, plan(layout, found)))
+    return {name: weights[name] for name in layout}
+
+
+def read_layout(payload: Bytes, max_bytes: int) -> dict[str, TensorSpec]:
+    """Return what the weights in a full payload look like, without reading them.
+
+    Raises:
+        Refused: it is no full payload, or one of more than `max_bytes` of values.
+    """
+    cursor = Cursor(payload)
+    _expect(cursor, _FULL, None)
+    return decode_layout(cursor.take(cursor.varint()), max_bytes)
+
+
+def codec_of(payload: Bytes) -> str:
+    """Return the canonical text of the chain that a payload, of either form, says it is coded in.
+
+    Raises:
+        Refused: it is no payload, or no such chain is known here.
+    """
+    cursor = Cursor(payload)
+    return str(_expect(cursor, _FULL if bytes(payload[:1]) == bytes([_FULL]) else _COMPACT, None))
 
 
 def size_limit(layout: Layout, chain: Chain) -> int:
-    """Return the most bytes that weights of this layout take in this chain."""
-    body = sum(sum(_part_limits(spec, chain)[0]) for spec in layout.values())
-    return _header_limit(layout, chain) + _packed_limit(chain, body)[-1]
+    """Return the most bytes that weights of this layout take in this chain, in either form."""
+    return plan(layout, chain).size_limit
 
 
-def _meets_codec(spec: TensorSpec) -> bool:
-    return spec.is_float and spec.size >= TINY
+@lru_cache(maxsize=64)
+def _text(chain: Chain) -> bytes:
+    text = str(chain).encode()
+    return bytes([len(text)]) + text
 
 
-def _part_limits(spec: TensorSpec, chain: Chain) -> tuple[list[int], list[Flat]]:
-    """Return the most bytes of each part, and what goes into each array codec, and last, what is written."""
-    flats, limits = [Flat(dtype=spec.dtype, size=spec.size)], []
-    if _meets_codec(spec):
-        for codec in chain.arrays:
-            side, rest = codec.outline(flats[-1])
-            limits.append(side)
-            flats.append(rest)
-    return [*limits, flats[-1].size_bytes], flats
+def _write(head: bytes, weights: Weights, made: Plan, rng: np.random.Generator) -> bytes:
+    arrays = made.chain.arrays
+    lengths: list[bytes] = []
+    sides: list[bytes] = []
+
+    def rests() -> Iterator[Bytes]:
+        """Encode while the body is packed, so that no two rests lie in memory without need."""
+        for group in made.groups:
+            values = _gather(group, weights)
+            if group.is_coded:
+                own, values = made.chain.encode(values, rng)
+                lengths.extend(varint(len(side)) for codec, side in zip(arrays, own, strict=True) if codec.side_varies)
+                sides.extend(own)
+            yield little_endian(values)
+
+    body: list[Bytes] = list(_packed(rests(), made.body_bytes, made.chain))
+    front = b"".join((head, *lengths, *sides))
+    return b"".join((front, bytes(-len(front) % made.alignment), *body))
 
 
-def _packed_limit(chain: Chain, size: int) -> list[int]:
-    """Return the most bytes of the body before and after each bytes codec."""
-    return list(accumulate(chain.packers, lambda total, packer: packer.limit(total), initial=size))
+def _packed(parts: Iterator[Bytes], size: int, chain: Chain) -> Iterator[Bytes]:
+    for packer in chain.packers if size else ():
+        packed = list(packer.encode(parts, size))
+        parts, size = iter(packed), sum(map(len, packed))
+    yield from parts
 
 
-def _header_limit(layout: Layout, chain: Chain) -> int:
-    """Return a bound on the map in front: msgpack takes at most 9 bytes for a number."""
-    parts = len(chain.arrays) + 1
-    return (
-        64
-        + len(str(chain))
-        + sum(len(name.encode()) + 32 + 9 * (len(spec.shape) + parts) for name, spec in layout.items())
-    )
+def _gather(group: Group, weights: Weights) -> NDArray[Any]:
+    """Return the values of a group as one finite flat array in native order."""
+    for name in group.names:
+        if group.flat.dtype.kind == "f":
+            check_finite(name, weights[name])
+    flats = [np.ascontiguousarray(weights[name].reshape(-1), dtype=group.flat.dtype) for name in group.names]
+    return flats[0] if len(flats) == 1 else np.concatenate(flats)
 
 
-def _read_header(payload: bytes, chain: Chain, limit: int) -> tuple[dict[str, TensorSpec], list[list[int]], int]:
-    """Return layout, lengths of the parts, and where the body starts."""
-    unpacker = msgpack.Unpacker(
-        raw=False,
-        strict_map_key=True,
-        max_buffer_size=limit,
-        max_array_len=MAX_TENSORS,
-        max_map_len=8,
-        max_str_len=4 * MAX_NAME,
-        max_bin_len=0,
-        max_ext_len=0,
-    )
-    unpacker.feed(memoryview(payload)[:limit])
+def _expect(cursor: Cursor, form: int, chain: Chain | None) -> Chain:
+    """Read form and codec, and return the chain."""
+    if cursor.take(1)[0] != form:
+        said = "full" if form == _FULL else "compact"
+        raise Refused(f"not a {said} payload of version {VERSION}")
+    text = bytes(cursor.take(cursor.take(1)[0]))
+    if chain is not None:
+        if text != _text(chain)[1:]:
+            raise Refused(f"coded in {text[:60].decode('ascii', 'replace')!r}, asked was {str(chain)!r}")
+        return chain
     try:
-        header = unpacker.unpack()
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise Refused(f"not a payload: {type(error).__name__}") from None
-    if not isinstance(header, dict) or header.get("v") != VERSION:
-        raise Refused(f"not a payload of version {VERSION}")
-    codec = header.get("codec")
-    if codec != str(chain):
-        # Only text is shown: the repr of a thousand nested lists would raise.
-        raise Refused(
-            f"coded in {codec[:60]!r}, asked was {str(chain)!r}" if isinstance(codec, str) else "names no codec"
-        )
-    tensors = header.get("tensors")
-    if not isinstance(tensors, list):
-        raise Refused("not a payload: no tensors")
-    layout: dict[str, TensorSpec] = {}
+        if len(text) > MAX_TEXT or not text.isascii():
+            raise ConfigError("no text of a codec")
+        found = parse(text.decode())
+    except ConfigError as error:
+        raise Refused(f"coded in nothing known here: {str(error)[:200]}") from None
+    if str(found).encode() != text:
+        raise Refused(f"coded in {text[:60].decode()!r}, which is {str(found)!r}")
+    return found
+
+
+def _read(cursor: Cursor, made: Plan) -> Iterator[tuple[str, NDArray[Any]]]:
+    lengths = [_side_lengths(cursor, group, made.chain) for group in made.groups]
+    sides = [[cursor.take(length) for length in own] for own in lengths]
+    if any(cursor.take(-cursor.offset % made.alignment)):
+        raise Refused("something stands before the body where zeros belong")
+    reader = _open(cursor.rest(), made)
+    for group, own in zip(made.groups, sides, strict=True):
+        yield from _read_group(group, own, reader, made)
+    reader.finish()
+
+
+def _side_lengths(cursor: Cursor, group: Group, chain: Chain) -> list[int]:
     lengths = []
-    for row in tensors:
-        name, spec, parts = _read_row(row)
-        if name in layout:
-            raise Refused(f"{shown(name)} stands twice")
-        limits, _ = _part_limits(spec, chain)
-        if len(parts) != len(limits) or any(part > most for part, most in zip(parts, limits, strict=True)):
-            raise Refused(f"{shown(name)} has parts of wrong sizes")
-        layout[name] = spec
-        lengths.append(parts)
-    return layout, lengths, unpacker.tell()
+    for codec, most in zip(chain.arrays if group.is_coded else (), group.sides, strict=True):
+        length = cursor.varint() if codec.side_varies else most
+        if length > most:
+            raise Refused(f"{shown(group.names[0])} in {codec.name} with {length} bytes beside, at most {most}")
+        lengths.append(length)
+    return lengths
 
 
-def _read_row(row: object) -> tuple[str, TensorSpec, list[int]]:
-    match row:
-        case [str(name), str(code), list(shape), list(parts)] if (
-            0 < len(name) <= MAX_NAME and code in _DTYPES and len(shape) <= MAX_NDIM and _are_counts(shape + parts)
-        ):
-            # A dimension of 0 makes the others free of charge, but numpy still multiplies them.
-            if math.prod(max(dim, 1) for dim in shape) >= 2**48:
-                raise Refused(f"{shown(name)} has an impossible shape")
-            return name, TensorSpec(dtype=_DTYPES[code], shape=tuple(shape)), parts
-    raise Refused("not a payload: a tensor is not [name, dtype, shape, parts]")
+def _open(body: Bytes, made: Plan) -> Reader:
+    if not (made.chain.packers and made.body_bytes):
+        return Whole(body, made.body_bytes)
+    for packer, limit in zip(made.chain.packers[:0:-1], made.packed_limits[-2:0:-1], strict=True):
+        body = packer.decode(body, limit)
+    return made.chain.packers[0].reader(body, made.body_bytes)
 
 
-def _are_counts(numbers: list[object]) -> bool:
-    return all(type(number) is int and 0 <= number < 2**48 for number in numbers)
+def _read_group(group: Group, sides: Sequence[Bytes], reader: Reader, made: Plan) -> Iterator[tuple[str, NDArray[Any]]]:
+    values = _from_bytes(reader.take(group.rest.size_bytes), group.rest)
+    if group.is_coded:
+        values = made.chain.decode(sides, values, group.flat)
+    offset = 0
+    for name in group.names:
+        spec = made.layout[name]
+        part = values[offset : offset + spec.size]
+        offset += spec.size
+        _check_values(name, spec, part)
+        yield name, part.reshape(spec.shape)
 
 
-def _read_body(payload: bytes, start: int, chain: Chain, layout: Layout, lengths: list[list[int]]) -> Weights:
-    size = sum(map(sum, lengths))
-    body: bytes | memoryview = memoryview(payload)[start:]
-    limits = _packed_limit(chain, size)
-    for packer, limit in zip(reversed(chain.packers), reversed(limits[:-1]), strict=True):
-        body = packer.decode(body, limit) if size else body
-    if len(body) != size:
-        raise Refused(f"a body of {len(body)} bytes, expected {size}")
-    view, offset = memoryview(body), 0
-    weights: Weights = {}
-    for (name, spec), parts in zip(layout.items(), lengths, strict=True):
-        pieces = []
-        for part in parts:
-            pieces.append(view[offset : offset + part])
-            offset += part
-        values = _read_tensor(spec, chain, pieces)
-        _check_values(name, spec, values)
-        weights[name] = values.reshape(spec.shape)
-    return weights
-
-
-def _read_tensor(spec: TensorSpec, chain: Chain, pieces: list[memoryview]) -> NDArray[Any]:
-    _, flats = _part_limits(spec, chain)
-    last, written = pieces[-1], flats[-1]
-    if len(last) % written.dtype.itemsize:
-        raise Refused(f"{len(last)} bytes are no whole {written.dtype.name}s")
-    values = _from_bytes(last, written.dtype)
-    if len(flats) > 1:
-        for codec, side, before in reversed(list(zip(chain.arrays, pieces[:-1], flats[:-1], strict=True))):
-            values = codec.decode(bytes(side), values, before)
-    if values.size != spec.size:
-        raise Refused(f"{values.size} values, expected {spec}")
-    return values
-
-
-def _from_bytes(data: memoryview, dtype: np.dtype[Any]) -> NDArray[Any]:
-    count = len(data) // dtype.itemsize
-    little: NDArray[Any] = np.ndarray((count,), dtype=dtype.newbyteorder("<"), buffer=data if count else b"")
-    return little.astype(dtype, copy=False)
+def _from_bytes(data: memoryview, flat: Flat) -> NDArray[Any]:
+    little: NDArray[Any] = np.ndarray(
+        (flat.size,), dtype=flat.dtype.newbyteorder("<"), buffer=data if flat.size else b""
+    )
+    return little.astype(flat.dtype, copy=False)
 
 
 def _check_values(name: str, spec: TensorSpec, values: NDArray[Any]) -> None:

@@ -43,6 +43,15 @@ def save(path: Path, weights: Weights, tags: Tags) -> None:
         "software": tags.software,
         "order": json.dumps(list(weights)),  # safetensors sorts by size and name
     }
+    write_tensors(path, weights, metadata)
+
+
+def write_tensors(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
+    """Write a safetensors file; after any crash it is the old one or the new one.
+
+    Raises:
+        HflError: as `save`.
+    """
     # Safetensors writes the memory as it lies, whatever the strides.
     tensors = {name: np.asarray(values, order="C") for name, values in weights.items()}
     files.replace(path, lambda temporary: _write(temporary, tensors, metadata))

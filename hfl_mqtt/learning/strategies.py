@@ -1,50 +1,46 @@
-"""Strategies: how many updates become one model.
+"""Strategies: how many updates become one step of the model.
 
-A strategy gives an empty `Sum` for a round and applies the full one. Sums are exact: each weighted delta is rounded
-once to a multiple of 2^-32 and added as int64, so the same set of updates gives the same model to the last bit,
-whatever the order of arrival.
+A strategy gives an empty `Sum` for a round and says how far the full one moves the model. Nobody here needs the model
+itself, only its layout. Sums are exact: each weighted delta is rounded once, by a rule that looks at its own update
+alone, and from then on all is integers. So the same set of updates gives the same step to the last bit, whatever the
+order of arrival, and what was added can be taken back without a trace.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hfl_mqtt.errors import Refused
+from hfl_mqtt.errors import ConfigError, Misuse, Refused
 from hfl_mqtt.learning.contracts import Weights
-from hfl_mqtt.learning.weights import (
-    check_finite,
-    check_layout,
-    check_stays_in_range,
-    delta_layout,
-    layout_of,
-    shown,
-)
+from hfl_mqtt.learning.exact import BLOCK, Block, Scratch, blocks_of
+from hfl_mqtt.learning.weights import Layout, TensorSpec, delta_layout, shown
 
-#: Weighted deltas are rounded to multiples of 2^-FRACTION_BITS: a mean over n samples from m updates is off by at most
-#: 1.2e-10 m/n, at weight 1 already below the last bit of a float32 above 0.002. The rest of int64 bounds the sum over
-#: all updates of weight x |delta| by 2^31, e.g. a million samples times a change of 2147.
-FRACTION_BITS = 32
+#: Gives the tensors of one update as (name, values), from the start and the same each time it is called.
+Tensors = Callable[[], Iterable[tuple[str, NDArray[Any]]]]
+
 #: Sums of weights stay exact in float64.
 MAX_WEIGHT = 2**53
-_LIMIT = 2**63
-#: Elements worked on at a time, so that intermediates stay in the processor's cache.
-_BLOCK = 1 << 14
 
 
 class Sum(Protocol):
     """One round's running sum of weighted deltas."""
 
-    def add(self, delta: Weights, weight: int) -> None:
-        """Add a mean delta with the samples behind it.
+    def add(self, tensors: Tensors, weight: int) -> None:
+        """Add a mean delta, tensor by tensor as it comes, with the samples behind it.
+
+        Where something is wrong in the middle, `tensors` is called a second time to take back what was added.
 
         Raises:
-            Refused: it does not fit the base, is not finite, would overflow, or `weight` is not positive. Nothing has
-                been added then.
+            Refused: it does not fit the layout, is not finite, would overflow, or `weight` is not positive. Nothing has
+                been added then, nor where `tensors` itself raises.
+            Misuse: `tensors` raised earlier the second time than the first; the sum is worthless.
         """
 
     @property
@@ -53,105 +49,110 @@ class Sum(Protocol):
 
 
 class Strategy(ABC):
-    """A rule from updates to a model, registered under `hfl_mqtt.strategies`."""
+    """A rule from updates to a step of the model, registered under `hfl_mqtt.strategies`."""
 
     @abstractmethod
-    def sum(self, base: Weights) -> Sum:
-        """Return an empty sum for deltas against `base`."""
+    def sum(self, layout: Layout) -> Sum:
+        """Return an empty sum for deltas of a model of `layout`."""
 
     @abstractmethod
-    def apply(self, base: Weights, total: Sum) -> Weights:
-        """Return the new model; `base` itself where `total` is empty."""
+    def step(self, total: Sum) -> Weights:
+        """Return how far the model moves, as a delta.
+
+        Raises:
+            Misuse: `total` is empty.
+        """
 
 
 class FixedPointSum:
-    """(sum of weight x delta, sum of weights) in int64: one array per tensor, nothing per client.
+    """(sum of weight x delta, sum of weights) in integers: at most 8 bytes an element, nothing per client.
+
+    Each block of up to `BLOCK` elements of a float16 or float32 tensor is rounded to a power of two: the largest
+    weight x |delta| in the block of this very update, 2^-22 of it to 2^-21, but no finer than 2^-32. An element is off
+    by less than that once weighted, so less than 2^-21 of its block's largest delta; weights above 2^24 are themselves
+    rounded to float32. float64 is rounded to multiples of 2^-32; integers are exact.
+
+    Deltas are checked as far as it can be done without the model: finite, and integers no further apart than two values
+    of the model's dtype can be. Whether model + step stays in range is for whoever holds the model.
 
     Not for several threads at once: the scratch space is shared.
+
+    >>> total = FixedPointSum({"w": TensorSpec(dtype=np.dtype("f4"), shape=(2,))})
+    >>> total.add({"w": np.array([4, 0], "f4")}.items, weight=1)
+    >>> total.add({"w": np.array([8, 1], "f4")}.items, weight=3)
+    >>> total.mean()["w"].tolist(), total.weight
+    ([7.0, 0.75], 4)
     """
 
-    def __init__(self, base: Weights) -> None:
-        layout = layout_of(base)
-        self._base = base
+    def __init__(self, layout: Layout) -> None:
         self._layout = delta_layout(layout)
-        self._sums = {name: np.zeros(spec.size, dtype=np.int64) for name, spec in layout.items()}
-        #: A bound on the magnitudes in each sum; as Python integers it cannot overflow itself.
-        self._bounds = dict.fromkeys(layout, 0)
         self._weight = 0
-        self._floats = np.empty(_BLOCK, dtype=np.float64)
-        self._ints = np.empty(_BLOCK, dtype=np.int64)
+        scratch = Scratch(min(BLOCK, max((spec.size for spec in layout.values()), default=0)))
+        self._blocks = {name: blocks_of(name, spec, scratch) for name, spec in layout.items()}
 
     @property
     def weight(self) -> int:
         """The sum of weights so far."""
         return self._weight
 
-    def add(self, delta: Weights, weight: int) -> None:
+    def add(self, tensors: Tensors, weight: int) -> None:
         """Add a mean delta with the samples behind it; see `Sum.add`."""
         if not 0 < weight <= MAX_WEIGHT - self._weight:
             raise Refused(f"weight {weight}: must be positive, and with {self._weight} so far at most {MAX_WEIGHT}")
-        check_layout(layout_of(delta), self._layout)
-        bounds = {name: self._bound(name, values, weight) for name, values in delta.items()}
-        # Only now is everything known to fit.
-        for name, values in delta.items():
-            self._add_tensor(self._sums[name], values.reshape(-1), weight)
-        self._bounds = bounds
+        done = 0
+        try:
+            for block, values in self._parts(tensors):
+                block.add(values, weight)
+                done += 1
+        except Exception:
+            self._take_back(tensors, weight, done)
+            raise
         self._weight += weight
 
-    def mean_plus(self, name: str, start: NDArray[Any]) -> NDArray[Any]:
-        """Return `start` + the weighted mean delta of tensor `name`, in the dtype of `start`.
+    def mean(self) -> Weights:
+        """Return the weighted mean delta, in the layout's order; see `mean_tensors`."""
+        return dict(self.mean_tensors())
 
-        Floats are added in float64 and rounded once; integers get the mean rounded to the nearest, halves up.
+    def mean_tensors(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Give the weighted mean delta tensor by tensor: floats in their dtype, integers as int64.
+
+        Floats are divided in float64 and rounded once, integers rounded to the nearest, halves up.
+
+        Raises:
+            Misuse: nothing has been added.
         """
-        total, flat = self._sums[name], start.reshape(-1)
-        result = np.empty(flat.size, dtype=start.dtype)
-        if start.dtype.kind != "f":
-            whole, left = np.divmod(total, self._weight)
-            whole += 2 * left >= self._weight
-            result[:] = flat.astype(np.int64) + whole
-        else:
-            divisor = float(self._weight) * 2.0**FRACTION_BITS
-            for at in range(0, flat.size, _BLOCK):
-                part = total[at : at + _BLOCK]
-                mean = self._floats[: part.size]
-                np.divide(part, divisor, out=mean)
-                mean += flat[at : at + _BLOCK]
-                result[at : at + _BLOCK] = mean
-        return result.reshape(start.shape)
+        if not self._weight:
+            raise Misuse("there is no mean of no updates: look at `weight` first")
+        for name, spec in self._layout.items():
+            result = np.empty(spec.size, dtype=spec.dtype)
+            for at, block in zip(range(0, spec.size, BLOCK), self._blocks[name], strict=True):
+                block.mean(self._weight, result[at : at + BLOCK])
+            yield name, result.reshape(spec.shape)
 
-    def _bound(self, name: str, values: NDArray[Any], weight: int) -> int:
-        """Return the bound on the sum of tensor `name` after adding; refuse what would not fit."""
-        if values.dtype.kind == "f":
-            peak: float | int = check_finite(name, values)
-            scaled = peak * (float(weight) * 2.0**FRACTION_BITS)  # as in _add_tensor; rounding keeps the order
-            step = round(scaled) if scaled < _LIMIT else _LIMIT
-            unit = 2.0**FRACTION_BITS
-        else:
-            peak = max(-int(values.min()), int(values.max())) if values.size else 0
-            step, unit = peak * weight, 1.0
-        bound = self._bounds[name] + step
-        if bound >= _LIMIT:
-            raise Refused(
-                f"{shown(name)}: weight {weight} x delta {peak:.4g} on top of {self._bounds[name] / unit:.4g} "
-                f"passes {_LIMIT / unit:.4g}, the range of a sum"
-            )
-        # Wider floats cannot be reached by a delta under 2^31.
-        if values.size and (values.dtype.kind != "f" or values.dtype.itemsize == 2):
-            check_stays_in_range(name, self._base[name], values)
-        return bound
+    def _parts(self, tensors: Tensors) -> Iterator[tuple[Block, NDArray[Any]]]:
+        """Give the blocks of an update beside those of the sum, and check that every tensor comes once and fits."""
+        left = dict(self._layout)
+        for name, values in tensors():
+            if name not in left:
+                raise Refused(f"{shown(name)} {'comes twice' if name in self._layout else 'is not in the model'}")
+            expected = left.pop(name)
+            if values.dtype != expected.dtype or values.size != expected.size:
+                found = TensorSpec(dtype=values.dtype, shape=values.shape)
+                raise Refused(f"{shown(name)} is {found}, expected {expected}")
+            flat = values.reshape(-1)
+            for at, block in zip(range(0, flat.size, BLOCK), self._blocks[name], strict=True):
+                yield block, flat[at : at + BLOCK]
+        if left:
+            raise Refused(f"{shown(next(iter(left)))} is missing")
 
-    def _add_tensor(self, total: NDArray[np.int64], values: NDArray[Any], weight: int) -> None:
-        if values.dtype.kind != "f":
-            total += values * weight
-            return
-        factor = float(weight) * 2.0**FRACTION_BITS
-        for at in range(0, values.size, _BLOCK):
-            part = values[at : at + _BLOCK]
-            scaled, whole = self._floats[: part.size], self._ints[: part.size]
-            np.multiply(part, factor, out=scaled, dtype=np.float64)
-            np.rint(scaled, out=scaled)
-            np.copyto(whole, scaled, casting="unsafe")
-            total[at : at + _BLOCK] += whole
+    def _take_back(self, tensors: Tensors, weight: int, done: int) -> None:
+        try:
+            for block, values in islice(self._parts(tensors), done):
+                block.add(values, weight, sign=-1)
+        except Exception as error:
+            raise Misuse(
+                f"a refused update could not be taken back, read again it gave another error: {error}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,15 +160,31 @@ class FedAvg(Strategy):
     """The mean of the deltas, weighted by samples (McMahan 2017, 1602.05629), the same at every tier.
 
     With one edge round a tree equals flat FedAvg for any partition of the clients.
+
+    Args:
+        server_learning_rate: the step is the mean times this (server SGD of FedOpt, 2003.00295). A little over 1 makes
+            up for what error feedback holds back where updates are coded coarsely.
+
+    Raises:
+        ConfigError: the rate is not above 0 and at most 10.
     """
 
-    def sum(self, base: Weights) -> FixedPointSum:
-        """Return an empty sum for deltas against `base`."""
-        return FixedPointSum(base)
+    server_learning_rate: float = 1.0
 
-    def apply(self, base: Weights, total: Sum) -> Weights:
-        """Return `base` + the weighted mean delta."""
-        assert isinstance(total, FixedPointSum), "a strategy applies its own sums"
-        if total.weight == 0:
-            return base
-        return {name: total.mean_plus(name, start) for name, start in base.items()}
+    def __post_init__(self) -> None:
+        if not 0 < self.server_learning_rate <= 10:
+            raise ConfigError(f"fedavg takes a rate above 0 and at most 10, not {self.server_learning_rate}")
+
+    def sum(self, layout: Layout) -> FixedPointSum:
+        """Return an empty sum for deltas of a model of `layout`."""
+        return FixedPointSum(layout)
+
+    def step(self, total: Sum) -> Weights:
+        """Return the weighted mean delta times the rate; integers move by the mean as it is."""
+        assert isinstance(total, FixedPointSum), "a strategy steps by its own sums"
+        mean = total.mean()
+        if self.server_learning_rate != 1:
+            for values in mean.values():
+                if values.dtype.kind == "f":
+                    values *= values.dtype.type(self.server_learning_rate)
+        return mean

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hfl_mqtt.errors import HflError, Refused, TaskError
-from hfl_mqtt.learning import jobs
+from hfl_mqtt.learning import jobs, residuals
 from hfl_mqtt.learning.jobs import (
     MAX_REASON,
     Cancel,
@@ -37,13 +38,19 @@ from hfl_mqtt.learning.jobs import (
     TrainJob,
     Unready,
 )
+from hfl_mqtt.protocol import blobs
+from hfl_mqtt.protocol.blobs import next_digest
 from hfl_mqtt.protocol.messages import MAX_TALLIES, MAX_TOTAL, MAX_WEIGHT, Kind, Tally
+from hfl_mqtt.protocol.topics import parent
+from hfl_mqtt.rounds.arithmetic import DELTAS_PER_KEY, LOSSLESS, MAX_DELTAS
 
 if TYPE_CHECKING:
     import torch
 
     from hfl_mqtt.learning.contracts import Task, Weights
 
+#: Models kept rebuilt: the newest, and the one that slower clients of this process still work with.
+KEPT_MODELS = 2
 #: The protocol's own bounds of a metric's name and of a tally's count.
 MAX_NAME = 64
 MAX_COUNT = 2**53
@@ -88,6 +95,8 @@ class Bench:
         self._device = device
         self._tasks: dict[str, Task] = {}
         self._data: dict[str, Any] = {}
+        #: The models worked with last, by task and digest: where they started, and how far they have come.
+        self._models: OrderedDict[str, tuple[Weights, Weights | None]] = OrderedDict()
 
     def work(self, job: Job, inbox: _Inbox) -> Result:
         """Do a job; whatever its code raises becomes `Failed`, with the traceback on stderr."""
@@ -114,9 +123,10 @@ class Bench:
 
     def _train(self, job: TrainJob, stop: Any) -> Trained | Evaluated:
         from hfl_mqtt.learning import sgd
+        from hfl_mqtt.learning.weights import difference
 
         began = time.monotonic()
-        task, model, base = self._model(job)
+        task, model, base, plus = self._model(job)
         tallies: dict[str, Tally] = {}
         test = self._set(job, "test")
         if test is not None:
@@ -128,20 +138,36 @@ class Bench:
         result = sgd.train(task, model, data, job.plan, job.seed, device=self._device, stop=stop)
         samples = _samples(result.samples)
         tallies["loss"] = _tally("loss", result.loss * samples, samples)
-        payload = self._arithmetic.encode_delta(sgd.weights_of(model), base, job.codec, job.seed)
+        payload = self._encode(job, difference(sgd.weights_of(model), base))
         return Trained(
             job_id=job.id,
             payload=payload,
             samples=samples,
             tallies=tallies,
             seconds=time.monotonic() - began,
+            plus=plus,
         )
+
+    def _encode(self, job: TrainJob, delta: Weights) -> bytes:
+        """Code a delta with what coding cut off before; what it cuts off now waits until the update is accepted."""
+        arithmetic, run, above = self._arithmetic, job.model.run, parent(job.client) or ""
+        path = Path(job.residual) if job.residual is not None else None
+        before = residuals.load(path, run, above) if path is not None else None
+        if before is not None and before.keys() == delta.keys():
+            delta = arithmetic.add(delta, before)
+        payload = arithmetic.encode(delta, job.codec, job.seed)
+        if path is not None:
+            left = None
+            if not arithmetic.is_lossless(job.codec):
+                left = arithmetic.subtract(delta, arithmetic.decode(payload, arithmetic.layout(job.model.start)))
+            residuals.save(residuals.pending(path), left, run, above)
+        return payload
 
     def _evaluate(self, job: EvaluateJob, stop: Any) -> Evaluated:
         from hfl_mqtt.learning import sgd
 
         began = time.monotonic()
-        task, model, _ = self._model(job)
+        task, model, _, _ = self._model(job)
         if job.data_options is None:
             sets = {f"{name}_{task.metric.name}": data for name, data in self._set(job, "central").items()}
         else:
@@ -153,39 +179,71 @@ class Bench:
         return Evaluated(job_id=job.id, tallies=tallies, seconds=time.monotonic() - began)
 
     def _initial(self, job: InitialJob) -> Initial:
-        from hfl_mqtt.learning import sgd
+        from hfl_mqtt.learning import sgd, start
+        from hfl_mqtt.learning.weights import digest
 
         task = self._task(job)
-        sgd.seed_all(job.seed)
-        model = task.model()
-        weights = sgd.weights_of(model)
+        weights = self._build(task, job.seed)
+        again = self._build(task, job.seed)
         return Initial(
             job_id=job.id,
-            blob=self._arithmetic.encode_model(weights),
-            digest=self._arithmetic.digest(weights),
-            parameters=sgd.parameter_count(model),
+            start=start.of_weights(weights),
+            is_reproducible=digest(weights) == digest(again),
+            parameters=sgd.parameter_count(task.model()),
             metric=task.metric.name,
             higher_is_better=task.metric.higher_is_better,
         )
 
-    def _model(self, job: TrainJob | EvaluateJob) -> tuple[Task, torch.nn.Module, Weights]:
+    @staticmethod
+    def _build(task: Task, seed: int) -> Weights:
         from hfl_mqtt.learning import sgd
 
-        try:
-            weights = self._arithmetic.decode_model(job.model)
-        except Refused as error:
-            raise TaskError(f"the model cannot be read ({error}): it must be fetched again") from error
-        digest = self._arithmetic.digest(weights)
-        if digest != job.digest:
-            raise TaskError(
-                f"the model's digest is {digest[:12]}, {job.digest[:12]} was expected: it must be fetched again"
-            )
+        sgd.seed_all(seed)
+        return sgd.weights_of(task.model())
+
+    def _model(self, job: TrainJob | EvaluateJob) -> tuple[Task, torch.nn.Module, Weights, bytes | None]:
+        """Return the task, the model that was sent, its weights, and one delta for all where they are too many."""
+        from hfl_mqtt.learning import sgd
+
         task = self._task(job)
+        try:
+            weights, moved = self._weights(job, task)
+        except Refused as error:
+            raise TaskError(f"the model cannot be rebuilt: {error}") from error
+        sent, plus = job.model, None
+        is_long = len(sent.deltas) >= MAX_DELTAS or sum(map(len, sent.deltas)) >= DELTAS_PER_KEY * sent.size
+        if is_long and moved is not None:
+            plus = self._arithmetic.encode(moved, LOSSLESS, 0)
         sgd.seed_all(0)
         # A new one each time: what a model keeps outside its state must not leak from one client into the next.
         model = task.model()
         sgd.load_(model, weights)
-        return task, model, weights
+        return task, model, weights, plus
+
+    def _weights(self, job: TrainJob | EvaluateJob, task: Task) -> tuple[Weights, Weights | None]:
+        """Rebuild a model: from the last one where it is a few deltas further, else from its start."""
+        arithmetic, sent = self._arithmetic, job.model
+        digests = [sent.key_digest]
+        for delta in sent.deltas:
+            digests.append(next_digest(digests[-1], blobs.digest(delta)))
+        if digests[-1] != sent.digest:
+            raise Refused("its deltas do not lead to its digest")
+        keys = [_key(job.task_options, sent.run, name) for name in digests]
+        known = next((at for at in range(len(keys) - 1, -1, -1) if keys[at] in self._models), None)
+        layout = arithmetic.layout(sent.start)
+        if known is None:
+            known = 0
+            initial = arithmetic.start(sent.start).weights(lambda seed: self._build(task, seed))
+            moved = arithmetic.decode(sent.plus, layout) if sent.plus is not None else None
+        else:
+            initial, moved = self._models[keys[known]]
+        for delta in sent.deltas[known:]:
+            moved = arithmetic.add(moved, arithmetic.decode(delta, layout))
+        self._models[keys[-1]] = (initial, moved)
+        self._models.move_to_end(keys[-1])
+        while len(self._models) > KEPT_MODELS:
+            self._models.popitem(last=False)
+        return (initial if moved is None else arithmetic.place(initial, moved)), moved
 
     def _task(self, job: Job) -> Task:
         from hfl_mqtt.learning.tasks import load_task

@@ -11,12 +11,15 @@ from typing import TypeVar
 from hfl_mqtt.config.sections import PlanConfig, TaskConfig
 from hfl_mqtt.errors import TaskError
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
+from hfl_mqtt.learning.jobs import ModelBytes
 from hfl_mqtt.learning.trainer import Evaluated, EvaluateJob, Failed, Initial, Result, Trained, Trainer, TrainJob
 from hfl_mqtt.ops.federation import RunPlan
 from hfl_mqtt.ops.scenario import Scenario
+from hfl_mqtt.protocol import blobs
+from hfl_mqtt.protocol.blobs import next_digest
 from hfl_mqtt.protocol.messages import Plan, Tally
+from hfl_mqtt.rounds.arithmetic import LOSSLESS
 
-CODEC = "raw"
 R = TypeVar("R", Initial, Trained, Evaluated)
 
 
@@ -92,7 +95,15 @@ class Baselines:
         self._trainer.initial(self._task, run.seed)
         initial = self._expect(Initial)
         arithmetic = TensorArithmetic()
-        start = arithmetic.decode_model(initial.blob)
+        model = ModelBytes(
+            run="alone",
+            version=0,
+            digest=arithmetic.start_digest(initial.start),
+            key_version=0,
+            key_digest=arithmetic.start_digest(initial.start),
+            size=arithmetic.model_size(arithmetic.layout(initial.start)),
+            start=initial.start,
+        )
         own: list[Tally] = []
         unseen: list[float] = []
         for farm in run.farms:
@@ -106,16 +117,13 @@ class Baselines:
                         data_options=dict(device.data),
                         plan=plan,
                         seed=run.seed,
-                        codec=CODEC,
-                        model=initial.blob,
-                        digest=initial.digest,
+                        codec=LOSSLESS,
+                        model=model,
                     )
                 )
                 trained = self._expect(Trained)
-                total = arithmetic.accumulator(start, CODEC)
-                total.add(trained.payload, 1)
-                weights = arithmetic.apply(start, total)
-                blob, digest = arithmetic.encode_model(weights), arithmetic.digest(weights)
+                name = next_digest(model.digest, blobs.digest(trained.payload))
+                own_model = replace(model, version=1, digest=name, deltas=(trained.payload,))
                 for data in (dict(device.data), None):
                     self._trainer.evaluate(
                         EvaluateJob(
@@ -123,8 +131,7 @@ class Baselines:
                             client=path,
                             task_options=self._task,
                             data_options=data,
-                            model=blob,
-                            digest=digest,
+                            model=own_model,
                         )
                     )
                 own += self._expect(Evaluated).tallies.values()

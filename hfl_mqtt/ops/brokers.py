@@ -232,7 +232,7 @@ def _bridges(site: Site, broker: Broker, above: Broker, password: str, layout: L
             f"restart_timeout {layout.retry_s[0]} {layout.retry_s[1]}",
             "keepalive_interval 60",
             f"notifications {'true' if kind == 'ctl' else 'false'}",
-            *(f"topic {pattern} {direction} 1" for pattern, direction in patterns),
+            *(f"topic {pattern} {direction} {qos}" for pattern, direction, qos in patterns),
             "",
         ]
     return lines[:-1]

@@ -47,7 +47,11 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
     link_latest(out, run_id)
     if is_shown:
         scores = "  ".join(f"{name} {value:.5g}" for name, value in result.history[-1].items())
-        echo_line(f"{result.rounds} rounds in {result.seconds:.1f} s; {scores}; the model lies in {result.model}")
+        moved = sum(map(sum, result.moved.values())) / 1e6
+        told = f"{result.rounds} rounds in {result.seconds:.1f} s, {moved:.3g} MB on all links; {scores}"
+        if result.stopped is not None:
+            told = f"{told}; stopped: {result.stopped}"
+        echo_line(f"{told}; the model lies in {result.model}")
 
 
 def make_folder(out: Path, run_id: str) -> Path:
@@ -88,5 +92,7 @@ def _summary(config: CloudConfig, result: role.Result) -> dict[str, Any]:
         "parameters": result.parameters,
         "metric": {"name": result.metric, "higher_is_better": result.higher_is_better},
         "history": result.history,
+        "stopped": result.stopped,
+        "bytes": {child: {"up": up, "down": down} for child, (up, down) in sorted(result.moved.items())},
         "model": str(result.model),
     }

@@ -57,6 +57,8 @@ class RunPlan:
     evaluate: bool = True
     federation: str = "demo"
     until_finished: bool = False
+    #: Further keys of the cloud's YAML, such as `strategy` and `stop`.
+    cloud: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def clients(self) -> list[str]:
@@ -70,11 +72,16 @@ class LocalFederation:
     Args:
         plan: what to run.
         directory: where everything is written: configurations, secrets, logs, journals, the model.
+        is_metered: whether devices, edges and cloud reach their own brokers through counting relays, too.
     """
 
-    def __init__(self, plan: RunPlan, directory: Path) -> None:
+    def __init__(self, plan: RunPlan, directory: Path, *, is_metered: bool = False) -> None:
         self.plan = plan
         self.directory = directory
+        self._is_metered = is_metered
+        #: By farm: between its devices and its broker. By node: between an edge or the cloud and its own broker.
+        self.lan_relays: dict[str, Relay] = {}
+        self.local_relays: dict[str, Relay] = {}
         self.brokers: dict[str, Mosquitto] = {}
         self.relays: dict[str, Relay] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -92,6 +99,8 @@ class LocalFederation:
         ports = free_ports(1 + len(farms), HOST)
         for relay in self.relays.values():
             relay.target_port = ports[0]
+        if self._is_metered:
+            self._meter(dict(zip(("cloud", *(f"cloud/{farm.name}" for farm in farms)), ports, strict=True)))
         site = Site(
             federation=self.plan.federation,
             cloud=Cloud(port=ports[0], bind=HOST, host=HOST),
@@ -110,6 +119,12 @@ class LocalFederation:
         for broker in site.brokers():
             conf = self._broker_dir / broker.directory / "mosquitto.conf"
             self.brokers[broker.path] = Mosquitto(conf, broker.place.port)
+
+    def _meter(self, ports: Mapping[str, int]) -> None:
+        for path, port in ports.items():
+            self.local_relays[path] = Relay(HOST, HOST, target_port=port)
+            if path != "cloud":
+                self.lan_relays[path] = Relay(HOST, HOST, target_port=port)
 
     def start_brokers(self) -> None:
         """Start all brokers, rendered here where that has not been done.
@@ -135,6 +150,15 @@ class LocalFederation:
         """Return the bytes on all bridges since the start, up to the cloud and down from it."""
         relays = self.relays.values()
         return sum(relay.up_bytes for relay in relays), sum(relay.down_bytes for relay in relays)
+
+    def lan_bytes(self) -> tuple[int, int]:
+        """Return the bytes between all devices and their brokers, up and down; only where it is metered."""
+        relays = self.lan_relays.values()
+        return sum(relay.up_bytes for relay in relays), sum(relay.down_bytes for relay in relays)
+
+    def local_bytes(self) -> int:
+        """Return the bytes between edges and cloud and the brokers on their own machines; only where it is metered."""
+        return sum(relay.up_bytes + relay.down_bytes for relay in self.local_relays.values())
 
     # -------------------------------------------------------------- nodes
 
@@ -163,6 +187,7 @@ class LocalFederation:
             "wait_for": len(plan.farms),
             "wait_at_most": "2 min",
             "out": str(self.directory / "out"),
+            **plan.cloud,
         })  # fmt: skip
 
     def start_edge(self, farm: str) -> None:
@@ -202,7 +227,7 @@ class LocalFederation:
         self.stop_nodes()
         for broker in self.brokers.values():
             broker.stop()
-        for relay in self.relays.values():
+        for relay in (*self.relays.values(), *self.lan_relays.values(), *self.local_relays.values()):
             relay.close()
 
     def log_path(self, name: str) -> Path:
@@ -229,12 +254,16 @@ class LocalFederation:
             raise HflError(f"the cloud failed{children.log_tail(self.log_path('cloud'))}")
         return status
 
+    def _port(self, role: str, broker: str) -> int:
+        relay = (self.lan_relays if role == "client" else self.local_relays).get(broker)
+        return relay.port if relay is not None else self.brokers[broker].port
+
     def _start(self, role: str, name: str, broker: str, settings: Mapping[str, Any]) -> None:
         document = {
             "role": role,
             "federation": self.plan.federation,
             **({"name": name} if role != "client" else {}),
-            "broker": {"host": HOST, "port": self.brokers[broker].port},
+            "broker": {"host": HOST, "port": self._port(role, broker)},
             "state_dir": str(self._state_dir / _file_name(name)),
             **settings,
         }

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from hfl_mqtt.errors import BrokerError, Malformed
 from hfl_mqtt.ops.journal import plain
-from hfl_mqtt.protocol.messages import Info, Manifest, Metrics, Phase, RoundCall, State, StateName, round_text
-from hfl_mqtt.protocol.topics import Channel, parent, viewer_filter
+from hfl_mqtt.protocol.messages import Info, Metrics, Phase, RoundCall, State, StateName, round_text
+from hfl_mqtt.protocol.topics import Channel, Filter, parent, viewer_filter
 from hfl_mqtt.protocol.wire import decode
 from hfl_mqtt.transport.link import Account, Arrived, Down, LinkEvent, Up
 from hfl_mqtt.transport.mqtt import MqttLink
@@ -26,7 +26,7 @@ from hfl_mqtt.transport.mqtt import MqttLink
 MAX_NODES = 20_000
 _BESIDE = {
     "round", "in", "of", "samples", "seconds", "up_bytes", "down_bytes", "socket_out", "socket_in", "updates",
-    "rss_peak_mb", "trainer_peak_mb", "loss",
+    "mb_up", "mb_down", "rss_peak_mb", "trainer_peak_mb", "loss",
 }  # fmt: skip
 #: A cell shows no larger number, and no longer text.
 _MOST, _LONGEST = 1e15, 60
@@ -51,7 +51,6 @@ class NodeView:
     state: StateName | None = None
     role: str = ""
     call: RoundCall | None = None
-    manifest: Manifest | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -106,8 +105,6 @@ class Fleet:
                     view.role = message.role
                 case RoundCall():
                     view.call = message
-                case Manifest():
-                    view.manifest = message
                 case Metrics():
                     view.metrics = dict(message.values)
                 case _:
@@ -235,7 +232,8 @@ class Viewer:
         self.retained_s = 0.0
         self._on_message = on_message
         self._queue: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
-        self._link = MqttLink(account, [(viewer_filter(federation), 0)], self._queue.put, clean=True, client_id="")
+        filters = [Filter(topic=viewer_filter(federation), qos=0)]
+        self._link = MqttLink(account, filters, self._queue.put, clean=True, client_id="")
         self._thread = threading.Thread(target=self._run, name="viewer", daemon=True)
 
     def open(self) -> None:
@@ -274,8 +272,11 @@ class Viewer:
 
 def _round(view: NodeView) -> str:
     if view.call is not None:
+        name = round_text(view.call.round)
         mark = {Phase.OPEN: " open", Phase.CLOSED: "", Phase.FINISHED: " end"}[view.call.phase]
-        return f"{round_text(view.call.round)}{mark}"
+        if view.call.phase is Phase.OPEN and view.metrics.get("round") == name:
+            mark = ""  # it has its figures: a close that nobody waits for is not told
+        return f"{name}{mark}"
     return str(view.metrics.get("round", ""))
 
 

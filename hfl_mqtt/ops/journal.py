@@ -25,7 +25,7 @@ from hfl_mqtt.rounds.actions import Note
 _LOUD = {
     "run", "opened", "closed", "missed", "extended", "scored", "joined", "lost", "left", "refused", "declined",
     "malformed", "stranger", "disconnected", "connected", "rejected", "scoring_failed", "waiting", "incomplete",
-    "failed",
+    "failed", "stopping", "chain_broken",
 }  # fmt: skip
 
 #: A journal takes at most twice this: the file and the one before it.

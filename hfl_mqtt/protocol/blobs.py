@@ -10,12 +10,14 @@ peer declares is checked against the bounds before anything is kept, and a part 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Protocol
 
 from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol.messages import MAX_BLOB, PART_SIZE, ModelPart, UpdatePart
+from hfl_mqtt.protocol.messages import MAX_BLOB, PART_SIZE, Buffer, KeyPart, ModelPart, UpdatePart
 
 #: Parts under way at a time; the receiver tops up when half of them have arrived.
 WINDOW = 4
@@ -31,9 +33,19 @@ class Full(Malformed):
     """A part of a new blob that there is no room for now; later there may be."""
 
 
-def digest(blob: bytes) -> str:
+def digest(blob: Buffer) -> str:
     """Return the SHA-256 of a blob, in hex."""
     return hashlib.sha256(blob).hexdigest()
+
+
+def next_digest(digest_before: str, frame: str) -> str:
+    """Return the digest of the model that a delta leads to: SHA-256 of the digest before and that of the delta's bytes.
+
+    Args:
+        digest_before: of the model the delta starts from, in hex.
+        frame: the SHA-256 of the delta's bytes, in hex.
+    """
+    return hashlib.sha256(bytes.fromhex(digest_before) + bytes.fromhex(frame)).hexdigest()
 
 
 def part_length(size: int, count: int) -> int:
@@ -41,25 +53,68 @@ def part_length(size: int, count: int) -> int:
     return -(-size // count)
 
 
+class Held(Protocol):
+    """Bytes that lie somewhere else than in memory."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return some of them."""
+
+    def view(self) -> memoryview:
+        """Return all of them; they may be in memory as long as somebody has the view."""
+
+
+#: Puts a blob away that stands in several pieces, where it is worth it.
+Keep = Callable[[Sequence[Buffer]], Buffer | Held]
+
+
+def in_memory(pieces: Sequence[Buffer]) -> Buffer:
+    """Put a blob nowhere: the `Keep` of a node with memory enough."""
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """A blob and how it is cut: `count` parts of even length, the last one shorter."""
 
-    blob: bytes = field(repr=False)
+    held: Buffer | Held = field(repr=False)
     digest: str
     count: int
 
     @classmethod
-    def of(cls, blob: bytes, part_size: int = PART_SIZE) -> Cut:
+    def of(cls, blob: Buffer, part_size: int = PART_SIZE) -> Cut:
         """Cut a blob into parts of at most `part_size` bytes."""
-        if not 0 < len(blob) <= MAX_BLOB:
-            raise ValueError(f"a blob has 1 to {MAX_BLOB} bytes, this one {len(blob)}")
-        return cls(blob, digest(blob), -(-len(blob) // part_size))
+        return cls.kept([blob], in_memory, part_size)
+
+    @classmethod
+    def kept(cls, pieces: Sequence[Buffer], keep: Keep, part_size: int = PART_SIZE) -> Cut:
+        """Cut a blob that stands in several pieces, and have it put away."""
+        size = sum(map(len, pieces))
+        if not 0 < size <= MAX_BLOB:
+            raise ValueError(f"a blob has 1 to {MAX_BLOB} bytes, this one {size}")
+        found = hashlib.sha256()
+        for piece in pieces:
+            found.update(piece)
+        return cls(keep(pieces), found.hexdigest(), -(-size // part_size))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the blob."""
+        return len(self.held)
+
+    @property
+    def blob(self) -> Buffer:
+        """The blob; of one that was put away, a view to be dropped soon."""
+        held = self.held
+        return held if isinstance(held, bytes | bytearray | memoryview) else held.view()
 
     def part(self, index: int) -> bytes:
         """Return the bytes of one part."""
-        length = part_length(len(self.blob), self.count)
-        return self.blob[index * length : (index + 1) * length]
+        length, held = part_length(self.size, self.count), self.held
+        if isinstance(held, bytes | bytearray | memoryview):
+            return bytes(memoryview(held)[index * length : (index + 1) * length])
+        return held.read(index * length, min(length, self.size - index * length))
 
 
 @dataclass(slots=True)
@@ -74,10 +129,12 @@ class _Incoming:
     patience_s: float
     #: How long to wait for progress this time; doubles with every ask.
     wait_s: float
-    parts: dict[int, bytes] = field(default_factory=dict)
+    #: All parts, each in its place.
+    whole: bytearray | memoryview = field(repr=False)
+    have: set[int] = field(default_factory=set)
 
     def missing(self) -> Iterator[int]:
-        return (index for index in range(self.count) if index not in self.parts)
+        return (index for index in range(self.count) if index not in self.have)
 
     def heard(self, now: float, stall_s: float) -> None:
         gap_s = now - self.last_heard_s
@@ -98,7 +155,7 @@ class _Incoming:
 class Progress:
     """What a part led to: the whole `blob` at last, or the parts to ask for next, perhaps none."""
 
-    blob: bytes | None = None
+    blob: Buffer | None = None
     ask: tuple[int, ...] = ()
     is_new: bool = True
 
@@ -110,6 +167,17 @@ class Ask:
     sender: str
     blob: str
     parts: tuple[int, ...]
+
+
+def _room(size: int, count: int) -> bytearray | memoryview:
+    """Return zeros in which to put parts together.
+
+    What a peer declares costs nothing until it is sent: the system gives the pages of a private map when something is
+    written there, where a bytearray is written to, and so paid for, when it is made.
+    """
+    if count == 1:
+        return bytearray(size)
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class Reassembler:
@@ -147,7 +215,7 @@ class Reassembler:
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, sender: str, part: UpdatePart | ModelPart, now: float) -> Progress:
+    def add(self, sender: str, part: UpdatePart | ModelPart | KeyPart, now: float) -> Progress:
         """Take a part in.
 
         Raises:
@@ -163,24 +231,25 @@ class Reassembler:
             raise Malformed(f"part {part.index} of {part.count} has {len(part.data)} bytes, not {expected}")
         incoming = self._open.get(key)
         if incoming is None:
-            incoming = self._begin(key, part, now)
+            in_flight = part.count if self._window is None else min(self._window, part.count)
+            incoming = self._begin(key, part.size, part.count, in_flight, now)
         elif (incoming.size, incoming.count) != (part.size, part.count):
             raise Malformed("two parts of one blob disagree about its size")
-        if part.index in incoming.parts:
+        if part.index in incoming.have:
             was_quiet = incoming.is_quiet(now)
             incoming.heard(now, self._stall_s)
             return Progress(ask=self._ask(incoming, now) if was_quiet else (), is_new=False)
         incoming.heard(now, self._stall_s)
-        incoming.parts[part.index] = part.data
+        incoming.whole[part.index * length : part.index * length + expected] = part.data
+        incoming.have.add(part.index)
         incoming.asked.discard(part.index)
         incoming.last_progress_s = now
         incoming.wait_s = incoming.patience_s
-        if len(incoming.parts) == incoming.count:
+        if len(incoming.have) == incoming.count:
             self.drop(sender, part.blob)
-            blob = b"".join(incoming.parts[index] for index in range(incoming.count))
-            if digest(blob) != part.blob:
+            if digest(incoming.whole) != part.blob:
                 raise Malformed("a blob does not hash to its name")
-            return Progress(blob=blob)
+            return Progress(blob=incoming.whole)
         if self._window is not None and len(incoming.asked) <= self._window // 2:
             return Progress(ask=self._top_up(incoming, self._window))
         return Progress()
@@ -198,6 +267,13 @@ class Reassembler:
         """Return the first parts that an open blob lacks, as many as can be asked for; none of a blob unheard of."""
         incoming = self._open.get((sender, blob))
         return () if incoming is None else tuple(islice(incoming.missing(), MAX_ASK))
+
+    def progress(self) -> tuple[int, int] | None:
+        """Return how many bytes of the open blobs are here, and all of them; None where none is open."""
+        if not self._open:
+            return None
+        here = sum(item.size * len(item.have) // item.count for item in self._open.values())
+        return here, sum(item.size for item in self._open.values())
 
     def clear(self) -> None:
         """Forget everything."""
@@ -224,33 +300,47 @@ class Reassembler:
         """Whether parts of an open blob keep coming: one in the last `within_s`, or on a slow link longer ago."""
         return any(now - item.last_heard_s <= max(within_s, item.patience_s) for item in self._open.values())
 
-    def _begin(self, key: tuple[str, str], part: UpdatePart | ModelPart, now: float) -> _Incoming:
-        if part.size > self.max_blob:
-            raise Malformed(f"a blob of {part.size} bytes, at most {self.max_blob} make sense here")
+    def reserve(self, sender: str, blob: str, size: int, count: int, now: float) -> tuple[int, ...]:
+        """Make room for a blob that was announced, and return the parts to ask for first.
+
+        Raises:
+            Full: there is no room for it now.
+            Malformed: it is larger than what makes sense here.
+        """
+        if (sender, blob) in self._open:
+            return ()
+        return self._top_up(self._begin((sender, blob), size, count, 0, now), self._window or MAX_ASK)
+
+    def _begin(self, key: tuple[str, str], size: int, count: int, in_flight: int, now: float) -> _Incoming:
+        if size > self.max_blob:
+            raise Malformed(f"a blob of {size} bytes, at most {self.max_blob} make sense here")
+        length = part_length(size, count)
+        if length > PART_SIZE or size <= length * (count - 1):
+            raise Malformed(f"{size} bytes are not cut into {count} parts of at most {PART_SIZE}")
         own = sorted((item.last_progress_s, other) for other, item in self._open.items() if other[0] == key[0])
         for _, other in own[: max(0, len(own) - self._per_sender + 1)]:
             self.drop(*other)
-        if self._promised + part.size > self._max_total:
+        if self._promised + size > self._max_total:
             raise Full(f"too much under way: {self._promised} bytes of {self._max_total} are promised already")
-        in_flight = part.count if self._window is None else min(self._window, part.count)
         incoming = _Incoming(
-            size=part.size,
-            count=part.count,
+            size=size,
+            count=count,
             asked=set(range(in_flight)),
             last_progress_s=now,
             last_heard_s=now,
             last_ask_s=now,
             patience_s=self._stall_s,
             wait_s=self._stall_s,
+            whole=_room(size, count),
         )
         self._open[key] = incoming
-        self._promised += part.size
+        self._promised += size
         return incoming
 
     def _ask(self, incoming: _Incoming, now: float) -> tuple[int, ...]:
         incoming.asked.clear()
         incoming.last_ask_s = now
-        if self._window is None and len(incoming.parts) == 1:
+        if self._window is None and len(incoming.have) == 1:
             # How fast the link is, is not known yet: all the rest may be on its way.
             return self._top_up(incoming, WINDOW)
         return self._top_up(incoming, self._window or MAX_ASK)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import field
 from enum import Enum
 from math import fsum
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from hfl_mqtt.protocol.topics import PATH_PATTERN, Channel
@@ -24,6 +24,12 @@ PROTOCOL = 1
 PART_SIZE = 256 * 1024
 MAX_PARTS = 4096
 MAX_BLOB = PART_SIZE * MAX_PARTS
+#: Most deltas after a keyframe.
+MAX_FRAMES = 4096
+#: Stands for a codec that each link chooses for itself.
+AUTO = "auto"
+#: Bytes of an update that are sent unasked, unless the call says less.
+UNASKED = 4 * PART_SIZE
 #: Most samples behind one update.
 MAX_WEIGHT = 2**40
 #: Most that a metric adds up to; a million of them are still a float.
@@ -36,12 +42,25 @@ Seconds = Annotated[float, Field(ge=0, le=366 * 86400, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: The first half of a digest, where it only tells one of ours from another.
+ShortDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Path = Annotated[str, Field(pattern=PATH_PATTERN, max_length=200)]
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
 RoundId = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
 Text = Annotated[str, Field(max_length=300)]
 ShortText = Annotated[str, Field(max_length=64)]
 CodecText = Annotated[str, Field(min_length=1, max_length=120)]
+
+
+def _check_blob(value: object) -> Buffer:
+    if not isinstance(value, bytes | bytearray | memoryview) or len(value) > MAX_BLOB:
+        raise ValueError(f"at most {MAX_BLOB} bytes")
+    return value
+
+
+#: Bytes in whatever holds them: a hundred megabytes are not copied to be looked at.
+Buffer = bytes | bytearray | memoryview
+Blob = Annotated[Any, AfterValidator(_check_blob)]
 
 _CONFIG = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -115,7 +134,11 @@ class Tier:
     open_for_s: Seconds = 60.0
     grace_s: Seconds = 5.0
     retries: Annotated[int, Field(ge=0, le=1000)] = 2
+    #: How its updates come up, and how its model goes down.
     codec: CodecText = "raw | zstd"
+    downlink: CodecText = "raw | zstd"
+    #: Most bytes of one update, and of one delta down, where these are "auto".
+    budget: Count | None = None
 
 
 class Kind(Enum):
@@ -148,17 +171,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Manifest:
-    """A model as it lies in the slots of `down`: `digest` names its weights, `blob` and `size` its bytes."""
+    """Which model a call starts from: version and digest, and the version of the keyframe that leads to it.
 
-    channel: ClassVar[Channel] = Channel.STAT
-    name: ClassVar[str] = "model"
-    run: RunId
+    The digest of version 0 is the SHA-256 of the initial weights; each delta makes a new one, see `blobs.next_digest`.
+    So a digest names the model by how it came about, and an aggregator that never saw the weights, only deltas, can
+    still say it.
+    """
+
     version: Count
     digest: Digest
-    blob: Digest
-    size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
-    parts: Annotated[int, Field(ge=1, le=MAX_PARTS)]
-    codec: CodecText
+    key: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -189,10 +211,15 @@ class RoundCall:
     asked: Count
     quorum: Count
     open_for_s: Seconds
+    #: How updates are coded: a chain, or "auto" for a rung of `ladder` that each link chooses for itself.
     codec: CodecText
-    draw: Draw
     plan: Plan
     model: Manifest
+    draw: Draw = field(default_factory=Draw)
+    #: Most bytes an update may have to be sent unasked; a larger one is announced, and waits for a slot.
+    unasked: Count = UNASKED
+    #: Most bytes of one update where the codec is "auto".
+    budget: Count | None = None
     #: Raised when a round that found no quorum is called again: who declined may try once more.
     attempt: Count = 0
     #: How often the aggregator has been started; one that was restarted has forgotten who answered.
@@ -207,8 +234,8 @@ class Receipt:
     name: ClassVar[str] = "receipt"
     run: RunId
     round: RoundId
-    base: Digest
-    accepted: bool
+    base: ShortDigest
+    accepted: bool = True
     reason: Text = ""
 
 
@@ -225,12 +252,30 @@ class Want:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class WantModel:
-    """A child asks its parent to put these parts of the model into their slots again."""
+    """A child asks its parent to put parts of a frame into their slots again, for its broker no longer has them.
+
+    `version` is the frame's; of the keyframe where `is_key`.
+    """
 
     channel: ClassVar[Channel] = Channel.TELE
     name: ClassVar[str] = "resend"
-    blob: Digest
+    version: Count
     parts: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PARTS)], ...], Field(max_length=64)]
+    is_key: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Announce:
+    """A child has an update of this size and waits to be asked for its parts: its parent grants slots with `Want`."""
+
+    channel: ClassVar[Channel] = Channel.TELE
+    name: ClassVar[str] = "update"
+    run: RunId
+    round: RoundId
+    base: ShortDigest
+    blob: Digest
+    size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
+    count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -261,14 +306,47 @@ class UpdatePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class ModelPart:
-    """One part of a model in its slot."""
+    """One part of the delta that leads to `version`, in its slot."""
 
     channel: ClassVar[Channel] = Channel.DOWN
+    #: The slot: how many deltas stand between the keyframe and this one.
+    frame: Annotated[int, Field(ge=0, le=MAX_FRAMES)]
+    version: Count
     blob: Digest
     index: Annotated[int, Field(ge=0, lt=MAX_PARTS)]
     count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
     size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
     data: Annotated[bytes, Field(min_length=1, max_length=PART_SIZE)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class KeyPart:
+    """One part of the keyframe of `version`, in its slot."""
+
+    channel: ClassVar[Channel] = Channel.KEY
+    version: Count
+    blob: Digest
+    index: Annotated[int, Field(ge=0, lt=MAX_PARTS)]
+    count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
+    size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
+    data: Annotated[bytes, Field(min_length=1, max_length=PART_SIZE)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Keyframe:
+    """Where a chain of deltas starts: the blob of `KeyPart`s.
+
+    `start` says the run's initial weights: themselves, or the seed they are built from. `plus` is how far the model has
+    come since, without loss; None at the beginning of a run.
+    """
+
+    run: RunId
+    version: Count
+    digest: Digest
+    #: Bytes of the model's values, as float32 and the like.
+    size: Count
+    start: Blob
+    plus: Blob | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -311,19 +389,31 @@ Tallies = Annotated[dict[ShortText, Tally], Field(max_length=MAX_TALLIES)]
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Update:
-    """A contribution: the encoded mean delta against `base` and the samples behind it. The blob of `UpdatePart`s.
+    """A contribution: the encoded mean delta and the samples behind it. The blob of `UpdatePart`s, which say the base.
 
     In a round that evaluates, `payload` is empty and `weight` 0. `tallies` score the model that was sent down.
     """
 
-    run: RunId
-    round: RoundId
-    sender: Path
-    base: Digest
     weight: Annotated[int, Field(ge=0, le=MAX_WEIGHT)]
-    payload: Annotated[bytes, Field(max_length=MAX_BLOB)]
+    payload: Blob
     tallies: Tallies = field(default_factory=dict)
+    #: Bytes that were moved for it, on all links below: up and down. The cloud's byte budget is kept by them.
+    sent: Count = 0
+    received: Count = 0
 
 
 #: What may stand on a topic.
-Message = State | Info | Metrics | Manifest | RoundCall | Receipt | Want | WantModel | Decline | UpdatePart | ModelPart
+Message = (
+    State
+    | Info
+    | Metrics
+    | RoundCall
+    | Receipt
+    | Want
+    | WantModel
+    | Announce
+    | Decline
+    | UpdatePart
+    | ModelPart
+    | KeyPart
+)

@@ -41,22 +41,23 @@ class Channel(Enum):
     TELE = "tele"  # a node to its parent
     CMND = "cmnd"  # a parent to this one node
     UP = "up"  # parts of an update, to the parent
-    DOWN = "down"  # parts of a model, for the children, retained
+    DOWN = "down"  # parts of the deltas of a model, for the children, retained
+    KEY = "key"  # parts of the keyframe they start from, retained, read on demand
 
     @property
     def is_binary(self) -> bool:
         """Whether this channel lies under the binary root."""
-        return self in (Channel.UP, Channel.DOWN)
+        return self in (Channel.UP, Channel.DOWN, Channel.KEY)
 
     @property
     def is_retained(self) -> bool:
         """Whether the broker keeps the last message of each topic."""
-        return self in (Channel.STAT, Channel.DOWN)
+        return self in (Channel.STAT, Channel.DOWN, Channel.KEY)
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic, taken apart. `name` is the message's name, or the slot of a part as decimal digits."""
+    """One topic, taken apart. `name` is the message's name, or the slot of a part, see `slot`."""
 
     federation: str
     path: str
@@ -88,6 +89,15 @@ class Topic:
         return cls(federation, path, channel, name)
 
 
+def slot(frame: int, part: int) -> str:
+    """Return the name of the slot of one part of a frame: the first delta after the keyframe is frame 0.
+
+    >>> slot(3, 0), slot(3, 12)
+    ('3', '3p12')
+    """
+    return f"{frame}p{part}" if part else str(frame)
+
+
 def is_path(text: str) -> bool:
     """Whether `text` is a legal node name."""
     return len(text) <= MAX_PATH and _PATH.match(text) is not None
@@ -109,26 +119,36 @@ def is_child(path: str, of: str) -> bool:
     return parent(path) == of
 
 
-def participant_filters(federation: str, path: str) -> list[tuple[str, int]]:
-    """What a participant reads, with the QoS: its parent's broadcast and its own commands. The filters are disjoint.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """A permanent subscription. With `wants_retained` False the broker sends only what is published from now on."""
+
+    topic: str
+    qos: int
+    wants_retained: bool = True
+
+
+def participant_filters(federation: str, path: str) -> list[Filter]:
+    """What a participant reads: its parent's broadcast and its own commands. The filters are disjoint.
 
     What is retained is taken at QoS 0: each subscription brings it anew, and a broker must not queue old calls and
-    models for a sleeper, nor old states for an aggregator, which would take them for news.
+    models for a sleeper, nor old states for an aggregator, which would take them for news. Deltas are heard as they
+    are published; keyframes and deltas that were missed are fetched by name.
     """
     above = parent(path)
     return [
-        (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/round", 0),
-        (f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/+", 0),
-        (f"{JSON_ROOT}/{federation}/{path}/{MARK}/cmnd/+", 1),
+        Filter(topic=f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/round", qos=0),
+        Filter(topic=f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/+", qos=0, wants_retained=False),
+        Filter(topic=f"{JSON_ROOT}/{federation}/{path}/{MARK}/cmnd/+", qos=1),
     ]
 
 
-def aggregator_filters(federation: str, path: str) -> list[tuple[str, int]]:
-    """What an aggregator reads of its direct children, with the QoS. The filters are disjoint."""
+def aggregator_filters(federation: str, path: str) -> list[Filter]:
+    """What an aggregator reads of its direct children. The filters are disjoint."""
     return [
-        (f"{JSON_ROOT}/{federation}/{path}/+/{MARK}/stat/state", 0),
-        (f"{JSON_ROOT}/{federation}/{path}/+/{MARK}/tele/+", 1),
-        (f"{BINARY_ROOT}/{federation}/{path}/+/{MARK}/up/+", 1),
+        Filter(topic=f"{JSON_ROOT}/{federation}/{path}/+/{MARK}/stat/state", qos=0),
+        Filter(topic=f"{JSON_ROOT}/{federation}/{path}/+/{MARK}/tele/+", qos=1),
+        Filter(topic=f"{BINARY_ROOT}/{federation}/{path}/+/{MARK}/up/+", qos=1),
     ]
 
 
@@ -146,6 +166,7 @@ def acl_patterns(federation: str) -> list[tuple[str, str]]:
         ("read", f"{own_json}/{MARK}/cmnd/#"),
         ("write", f"{own_binary}/{MARK}/up/#"),
         ("write", f"{own_binary}/{MARK}/down/#"),
+        ("write", f"{own_binary}/{MARK}/key/#"),
         ("read", f"{own_json}/+/{MARK}/stat/#"),
         ("read", f"{own_json}/+/{MARK}/tele/#"),
         ("write", f"{own_json}/+/{MARK}/cmnd/#"),
@@ -161,6 +182,7 @@ def acl_broadcast(federation: str, path: str) -> list[tuple[str, str]]:
     return [
         ("read", f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/#"),
         ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/#"),
+        ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/key/#"),
     ]
 
 
@@ -179,23 +201,41 @@ def acl_bridge(federation: str, path: str) -> list[tuple[str, str]]:
         ("read", f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/#"),
         ("read", f"{JSON_ROOT}/{federation}/{path}/{MARK}/cmnd/#"),
         ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/#"),
+        ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/key/#"),
     ]
 
 
-def bridge_control(federation: str, path: str) -> list[tuple[str, str]]:
-    """What the control connection of that bridge carries, as (pattern, direction seen from the lower broker)."""
-    above = parent(path)
+def bridge_control(federation: str, path: str) -> list[tuple[str, str, int]]:
+    """What the control connection of that bridge carries, as (pattern, direction seen from the lower broker, QoS).
+
+    Out goes what this node says of itself and to its parent, and the state of everything below, so that people see all
+    of it from above, with a line for each level that there may be: MQTT has no wildcard for some levels and then more.
+    What a farm's own edge and devices say to each other stays there: it would cross a metered link for nobody. Of the
+    parent comes in what its child needs, the call, and whether it is there; its metrics are read at its own broker.
+
+    What comes in retained comes at QoS 0: a lost link brings its newest again as soon as it is back, and at QoS 1 the
+    upper broker would queue every older call and model meanwhile. What was deleted meanwhile stays at the lower broker.
+    """
+    above, own = parent(path), f"{JSON_ROOT}/{federation}/{path}"
+    levels_below = MAX_DEPTH - len(path.split("/"))
     return [
-        (f"{JSON_ROOT}/{federation}/{path}/#", "out"),
-        (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/#", "in"),
-        (f"{JSON_ROOT}/{federation}/{path}/{MARK}/cmnd/#", "in"),
+        *((f"{own}{'/+' * level}/{MARK}/stat/#", "out", 1) for level in range(levels_below + 1)),
+        (f"{own}/{MARK}/tele/#", "out", 1),
+        (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/round", "in", 0),
+        (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/state", "in", 0),
+        (f"{own}/{MARK}/cmnd/#", "in", 1),
     ]
 
 
-def bridge_data(federation: str, path: str) -> list[tuple[str, str]]:
-    """What the data connection of that bridge carries: this node's updates out, its parent's model in."""
+def bridge_data(federation: str, path: str) -> list[tuple[str, str, int]]:
+    """What the data connection of that bridge carries: this node's updates out, its parent's model in.
+
+    Nothing comes in at QoS 1 here, for speed too: nobody answers a PUBACK that goes up, so the far system delays its
+    TCP acknowledgement, and Nagle's algorithm, which a bridge cannot turn off, holds the next update back for 40 ms.
+    """
     above = parent(path)
     return [
-        (f"{BINARY_ROOT}/{federation}/{path}/{MARK}/up/#", "out"),
-        (f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/#", "in"),
+        (f"{BINARY_ROOT}/{federation}/{path}/{MARK}/up/#", "out", 1),
+        (f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/#", "in", 0),
+        (f"{BINARY_ROOT}/{federation}/{above}/{MARK}/key/#", "in", 0),
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgpack
@@ -16,12 +16,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from hfl_mqtt.errors import Malformed
 from hfl_mqtt.protocol.messages import (
-    MAX_BLOB,
     PART_SIZE,
     PROTOCOL,
+    Announce,
+    Buffer,
     Decline,
     Info,
-    Manifest,
+    Keyframe,
+    KeyPart,
     Message,
     Metrics,
     ModelPart,
@@ -33,12 +35,14 @@ from hfl_mqtt.protocol.messages import (
     Want,
     WantModel,
 )
-from hfl_mqtt.protocol.topics import Channel, Topic
+from hfl_mqtt.protocol.topics import Channel, Topic, slot
 
 #: MQTT Explorer cuts at 20,000 bytes; a JSON message stays under this, both ways.
 MAX_JSON = 16_000
 #: A part and its envelope.
 MAX_BINARY = PART_SIZE + 4096
+#: The map that stands before the bytes of an update or a keyframe.
+MAX_HEAD = 64 * 1024
 #: Lists and maps in one binary envelope; an update of 16 metrics has 19.
 MAX_CONTAINERS = 64
 #: Bytes of one text in a binary envelope.
@@ -46,12 +50,20 @@ MAX_TEXT = 1024
 
 _JSON_TYPES: dict[tuple[Channel, str], type[Any]] = {
     (kind.channel, kind.name): kind
-    for kind in (State, Info, Metrics, Manifest, RoundCall, Receipt, Want, WantModel, Decline)
+    for kind in (State, Info, Metrics, RoundCall, Receipt, Want, WantModel, Announce, Decline)
 }
-_BINARY_TYPES: dict[Channel, type[Any]] = {Channel.UP: UpdatePart, Channel.DOWN: ModelPart}
+#: Their channel says what they are; a blob, which has no topic, says it itself.
+_BINARY_TYPES: dict[Channel, type[Any]] = {
+    Channel.UP: UpdatePart,
+    Channel.DOWN: ModelPart,
+    Channel.KEY: KeyPart,
+}
+_BLOB_TYPES: tuple[type[Any], ...] = (Update, Keyframe)
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (*_JSON_TYPES.values(), *_BINARY_TYPES.values(), Update)
+    kind: TypeAdapter(kind) for kind in (*_JSON_TYPES.values(), *_BINARY_TYPES.values(), *_BLOB_TYPES)
 }
+#: Fields that are 32 bytes in binary envelopes and 64 hexadecimal digits everywhere else.
+_DIGESTS = frozenset({"blob", "base", "digest"})
 T = TypeVar("T")
 
 
@@ -74,10 +86,12 @@ def encode(message: Message, federation: str, path: str) -> Frame:
         path: the node it stands on: the speaker's own, or for `Receipt` and `Want` the addressed child's.
     """
     channel = message.channel
-    if isinstance(message, UpdatePart | ModelPart):
-        # An update's slot is one of a few shards; a model's slot is its part number, so that a retained part stays put.
-        name = str(message.index if isinstance(message, ModelPart) else message.index % 4)
-        payload = _pack(message)
+    if isinstance(message, UpdatePart):
+        name, payload = str(message.index % 4), _pack(message)  # a few shards
+    elif isinstance(message, KeyPart):
+        name, payload = str(message.index), _pack(message)
+    elif isinstance(message, ModelPart):
+        name, payload = slot(message.frame, message.index), _pack(message)
     else:
         name = message.name
         payload = _json(message)
@@ -103,23 +117,60 @@ def decode(frame: Frame) -> tuple[Message, Topic]:
 
 
 def pack_update(update: Update) -> bytes:
-    """Return the blob of an update."""
-    return _pack(update)
+    """Return the blob of an update: a msgpack map, and behind it the payload."""
+    return b"".join(update_pieces(update))
 
 
-def unpack_update(blob: bytes) -> Update:
-    """Read the blob of an update.
+def update_pieces(update: Update) -> list[Buffer]:
+    """Return the blob of an update in pieces, without a copy of what may be large."""
+    return [_pack(replace(update, payload=b"")), update.payload]
+
+
+def unpack_update(blob: Buffer) -> Update:
+    """Read the blob of an update; its payload is a view of the blob.
 
     Raises:
         Malformed: it is not one.
     """
-    return _unpack(blob, Update, MAX_BLOB)
+    head, rest = _unpack_head(blob, Update)
+    if head.pop("payload", b""):
+        raise Malformed("Update.payload: stands behind the map")
+    return _validate(Update, {**head, "payload": rest})  # type: ignore[no-any-return]
+
+
+def pack_keyframe(keyframe: Keyframe) -> bytes:
+    """Return the blob of a keyframe: a msgpack map that says how long `start` is, and behind it `start` and `plus`."""
+    return b"".join(keyframe_pieces(keyframe))
+
+
+def keyframe_pieces(keyframe: Keyframe) -> list[Buffer]:
+    """Return the blob of a keyframe in pieces, without a copy of what may be large."""
+    head = replace(keyframe, start=len(keyframe.start).to_bytes(4, "big"), plus=None)
+    return [_pack(head), keyframe.start, *([keyframe.plus] if keyframe.plus is not None else [])]
+
+
+def unpack_keyframe(blob: Buffer) -> Keyframe:
+    """Read the blob of a keyframe; what stands in it are views of the blob.
+
+    Raises:
+        Malformed: it is not one.
+    """
+    head, rest = _unpack_head(blob, Keyframe)
+    length = head.pop("start", None)
+    if (
+        not isinstance(length, bytes)
+        or len(length) != 4
+        or not 0 < (size := int.from_bytes(length, "big")) <= len(rest)
+    ):
+        raise Malformed("Keyframe.start: does not stand behind the map")
+    return _validate(Keyframe, {**head, "start": rest[:size], "plus": rest[size:] if size < len(rest) else None})  # type: ignore[no-any-return]
 
 
 def _json(message: Message) -> bytes:
     if isinstance(message, Metrics):
         return json.dumps(message.values, separators=(",", ":"), allow_nan=False).encode()
-    fields: dict[str, Any] = _ADAPTERS[type(message)].dump_python(message, mode="json")
+    # What has its usual value is left out: on a metered link these messages are most of what is sent beside the model.
+    fields: dict[str, Any] = _ADAPTERS[type(message)].dump_python(message, mode="json", exclude_defaults=True)
     return json.dumps({"v": PROTOCOL, **fields}, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -134,17 +185,30 @@ def _read_json(kind: type[Any], payload: bytes) -> Any:
     if kind is Metrics:
         fields = {"v": PROTOCOL, "values": fields}
     _check_version(fields)
-    return _validate(kind, fields, strict=False)
+    return _validate(kind, fields)
 
 
 def _pack(value: Any) -> bytes:
-    fields = _ADAPTERS[type(value)].dump_python(value, mode="python")
-    return msgpack.packb({"v": PROTOCOL, "type": type(value).__name__, **fields}, use_bin_type=True)  # type: ignore[no-any-return]
+    fields = _ADAPTERS[type(value)].dump_python(value, mode="python", exclude_defaults=True)
+    for name in _DIGESTS & fields.keys():
+        fields[name] = bytes.fromhex(fields[name])
+    if type(value) in _BLOB_TYPES:
+        fields = {"type": type(value).__name__, **fields}
+    return msgpack.packb({"v": PROTOCOL, **fields}, use_bin_type=True)  # type: ignore[no-any-return]
 
 
 def _unpack(payload: bytes, kind: type[T], limit: int) -> T:
     if len(payload) > limit:
         raise Malformed(f"{kind.__name__} of {len(payload)} bytes, at most {limit}")
+    fields, rest = _unpack_head(payload, kind, limit)
+    if rest:
+        raise Malformed(f"{kind.__name__}: {len(rest)} bytes stand behind it")
+    result: T = _validate(kind, fields)
+    return result
+
+
+def _unpack_head(payload: Buffer, kind: type[Any], limit: int = MAX_HEAD) -> tuple[dict[str, Any], memoryview]:
+    """Return the fields of the msgpack map that a payload begins with, and a view of what stands behind it."""
     left = MAX_CONTAINERS
 
     def counted(container: Any) -> Any:
@@ -154,37 +218,43 @@ def _unpack(payload: bytes, kind: type[T], limit: int) -> T:
             raise Malformed(f"{kind.__name__} has more than {MAX_CONTAINERS} lists and maps")
         return container
 
+    # A byte of msgpack can be a list of 56 bytes in Python: lists and maps are counted while they are read, and where a
+    # blob has hundreds of megabytes, only its head is. Extensions have no place here; nesting is bounded by msgpack.
+    unpacker = msgpack.Unpacker(
+        raw=False,
+        strict_map_key=True,
+        max_buffer_size=limit,
+        max_array_len=MAX_CONTAINERS,
+        max_map_len=MAX_CONTAINERS,
+        max_str_len=MAX_TEXT,
+        max_bin_len=limit,
+        max_ext_len=0,
+        ext_hook=_no_extension,
+        list_hook=counted,
+        object_hook=counted,
+    )
     try:
-        # A byte of msgpack can be a list of 56 bytes in Python, and a blob has hundreds of megabytes: lists and maps
-        # are counted while they are read. Extensions have no place here; nesting is bounded by msgpack itself.
-        fields = msgpack.unpackb(
-            payload,
-            raw=False,
-            strict_map_key=True,
-            max_array_len=MAX_CONTAINERS,
-            max_map_len=MAX_CONTAINERS,
-            max_str_len=MAX_TEXT,
-            max_ext_len=0,
-            ext_hook=_no_extension,
-            list_hook=counted,
-            object_hook=counted,
-        )
+        unpacker.feed(memoryview(payload)[:limit])
+        fields = unpacker.unpack()
     except Malformed:
         raise
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise Malformed(f"{kind.__name__} is not msgpack: {error}") from None
+        raise Malformed(f"{kind.__name__} is not msgpack: {error or type(error).__name__}") from None
     if not isinstance(fields, dict):
         raise Malformed(f"{kind.__name__} is not a msgpack map")
     _check_version(fields)
-    if fields.get("type") != kind.__name__:
+    if kind in _BLOB_TYPES and fields.get("type") != kind.__name__:
         raise Malformed(f"expected {kind.__name__}, got {str(fields.get('type'))[:40]!r}")
-    result: T = _validate(kind, fields, strict=False)
-    return result
+    for name in _DIGESTS & fields.keys():
+        if not isinstance(fields[name], bytes):
+            raise Malformed(f"{kind.__name__}.{name}: a digest is bytes")
+        fields[name] = fields[name].hex()
+    return fields, memoryview(payload)[unpacker.tell() :]
 
 
-def _validate(kind: type[Any], fields: dict[Any, Any], *, strict: bool) -> Any:
+def _validate(kind: type[Any], fields: dict[Any, Any]) -> Any:
     try:
-        return _ADAPTERS[kind].validate_python(fields, strict=strict)
+        return _ADAPTERS[kind].validate_python(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"][:4])[:80]

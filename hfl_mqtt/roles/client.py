@@ -1,4 +1,4 @@
-"""The client role: one device or several in a process, sharing one training process that is there only while needed."""
+"""The client role: one device or a thousand in a process, sharing one training process, there only while needed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from hfl_mqtt import __version__
 from hfl_mqtt.config.models import ClientConfig, DeviceConfig
 from hfl_mqtt.files import next_boot
+from hfl_mqtt.learning import residuals
 from hfl_mqtt.protocol.messages import Info, Metrics
 from hfl_mqtt.protocol.topics import parent
 from hfl_mqtt.roles.process import Process, Record
@@ -16,6 +17,7 @@ from hfl_mqtt.roles.shell import MetricValues, Shell
 from hfl_mqtt.roles.workshop import Workshop
 from hfl_mqtt.rounds.actions import Note, Send
 from hfl_mqtt.rounds.client import ClientNode
+from hfl_mqtt.transport import descriptors
 
 #: How often a board with vitals publishes them between rounds, unless told otherwise.
 VITALS_EVERY_S = 60.0
@@ -40,12 +42,17 @@ def make(
 
     Raises:
         ConfigError: a password cannot be read.
+        ConfigError: so many clients need more open files than the system allows one process.
         HflError: the state directory cannot be written.
     """
-    first = config.devices[0].name
+    devices = config.devices
+    descriptors.allow(len(devices))
+    first = devices[0].name
+    residual_of = {device.name: residuals.path_of(config.state_path(device), device.name) for device in devices}
     workshop = Workshop(
         config.task.label,
         config.task.options,
+        residual=lambda path: residual_of[path],
         idle_s=config.idle,
         device=config.device,
         threads=config.threads or 1,
@@ -54,11 +61,11 @@ def make(
     process = Process(
         record,
         workshop=workshop,
-        data={device.name: device.data for device in config.devices},
+        data={device.name: device.data for device in devices},
         until_finished=config.until_finished,
         extra=vitals,
     )
-    for device in config.devices:
+    for device in devices:
         runner = _runner(config, device, process, hardware, vitals_every_s if vitals is not None else None)
         process.add(runner)
     return process

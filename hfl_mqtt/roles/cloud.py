@@ -13,23 +13,28 @@ from hfl_mqtt import __version__
 from hfl_mqtt.config.models import CloudConfig
 from hfl_mqtt.errors import RunFailed, TaskError
 from hfl_mqtt.files import next_boot
-from hfl_mqtt.learning import store
+from hfl_mqtt.learning import residuals, start, store
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
-from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.trainer import Failed, Initial
+from hfl_mqtt.learning.weights import digest
 from hfl_mqtt.protocol.messages import Info, round_text
-from hfl_mqtt.registry import load
+from hfl_mqtt.registry import make
 from hfl_mqtt.roles.edge import RECEIVE_MAXIMUM
 from hfl_mqtt.roles.process import Process, Record
 from hfl_mqtt.roles.runner import Runner
 from hfl_mqtt.roles.workshop import Workshop
 from hfl_mqtt.rounds.actions import Note, Save
 from hfl_mqtt.rounds.cloud import CloudNode, Schedule
+from hfl_mqtt.rounds.stopping import Stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a run gave. `history[v]` holds the scores of version v by metric; version 0 is the initial model."""
+    """What a run gave. `history[v]` holds the scores of version v by metric; version 0 is the initial model.
+
+    `moved` are the bytes up and down on all links below each child of the cloud, its own included; `stopped` says why the
+    run ended before its last round, None where it did not.
+    """
 
     run: str
     metric: str
@@ -38,6 +43,8 @@ class Result:
     rounds: int
     seconds: float
     history: list[dict[str, float]]
+    moved: dict[str, tuple[int, int]]
+    stopped: str | None
     model: Path
 
 
@@ -82,9 +89,10 @@ def run(
 
     def save(version: Save) -> None:
         tags = store.Tags(
-            task=config.task.label, run=version.run, round=round_text(version.round), digest=version.digest
+            task=config.task.label, run=version.run, round=round_text(version.round), digest=digest(version.weights)
         )
         store.save(model_path, version.weights, tags)
+        residuals.save(out / "model.residual", version.lag, version.run, config.name)
 
     process = Process(record, workshop=workshop, save=save, until_finished=True)
     if during is not None:
@@ -93,8 +101,8 @@ def run(
     if initial is None:
         process.close()
         return None
-    arithmetic = TensorArithmetic(load("strategies", config.strategy)())
-    node = _node(config, run_id, boot, arithmetic, arithmetic.decode_model(initial.blob))
+    arithmetic = TensorArithmetic(make("strategies", config.strategy))
+    node = _node(config, run_id, boot, arithmetic, initial)
     process.add(
         Runner(
             node,
@@ -119,11 +127,15 @@ def run(
         rounds=node.version,
         seconds=time.monotonic() - started_s,
         history=node.history,
+        moved=node.moved,
+        stopped=node.stopped,
         model=model_path,
     )
 
 
-def _node(config: CloudConfig, run_id: str, boot: int, arithmetic: TensorArithmetic, weights: Weights) -> CloudNode:
+def _node(config: CloudConfig, run_id: str, boot: int, arithmetic: TensorArithmetic, initial: Initial) -> CloudNode:
+    weights = arithmetic.start(initial.start).weights()
+    is_seed = config.initial == "seed" or (config.initial == "auto" and initial.is_reproducible)
     schedule = Schedule(
         run=run_id,
         rounds=config.rounds,
@@ -133,9 +145,24 @@ def _node(config: CloudConfig, run_id: str, boot: int, arithmetic: TensorArithme
         wait_for=config.wait_for,
         wait_at_most_s=config.wait_at_most,
         is_scored=config.evaluate,
+        stop=Stop(
+            metric=config.stop.metric or initial.metric,
+            higher_is_better=initial.higher_is_better,
+            target=config.stop.target,
+            patience=config.stop.patience,
+            budget_bytes=config.stop.budget,
+        ),
     )
     info = Info(role="cloud", boot=boot, software=f"hfl-mqtt {__version__}", task=config.task.label)
-    return CloudNode(path=config.name, boot=boot, info=info, arithmetic=arithmetic, schedule=schedule, weights=weights)
+    return CloudNode(
+        path=config.name,
+        boot=boot,
+        info=info,
+        arithmetic=arithmetic,
+        schedule=schedule,
+        weights=weights,
+        start=start.of_seed(weights, config.seed) if is_seed else initial.start,
+    )
 
 
 def _initial(workshop: Workshop, seed: int, process: Process) -> Initial | None:

@@ -1,7 +1,8 @@
 """One process of the federation: its runners, its journal, its workshop, and an orderly end.
 
-`hold` waits until the nodes are done, all of them have failed, or somebody asks to stop (a signal); then everything
-ends in order: farewells, links, the training process. A node that fails beside others is told of, and they go on.
+All nodes run in the thread that holds the process, until they are done, all have failed, or somebody asks to stop (a
+signal); then everything ends in order: farewells, links, the training process. A node that fails beside others is told
+of, and they go on.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from queue import SimpleQueue
+from pathlib import Path
 from typing import Any
 
-from hfl_mqtt.errors import Misuse
+from hfl_mqtt.errors import HflError, Misuse
+from hfl_mqtt.learning import residuals
+from hfl_mqtt.protocol.topics import parent
 from hfl_mqtt.roles import vitals
-from hfl_mqtt.roles.runner import Runner
+from hfl_mqtt.roles.runner import Loop, Runner
 from hfl_mqtt.roles.shell import MetricValues
 from hfl_mqtt.roles.workshop import Workshop
-from hfl_mqtt.rounds.actions import Note, RunOver, Save, Work, note
+from hfl_mqtt.rounds.actions import Counted, KeepResidual, Note, RunOver, Save, Work, note
 from hfl_mqtt.rounds.node import Node
 
 #: Takes a node's path and a note: the journal, or a list in a test.
 Record = Callable[[str, Note], None]
-LEAVE_S = 15.0
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +38,7 @@ class Process:
         workshop: does the nodes' work; None for an edge.
         data: each node's `data:` options by path.
         save: makes a model durable; only a cloud saves.
+        residual: where an edge keeps what coding cuts off from its updates.
         until_finished: end when every node's run is over; else only a signal, or that all have failed, ends it.
         extra: further figures beside every node's metrics, e.g. a board's vitals.
     """
@@ -47,17 +50,20 @@ class Process:
         workshop: Workshop | None = None,
         data: Mapping[str, Mapping[str, Any]] | None = None,
         save: Callable[[Save], None] | None = None,
+        residual: Path | None = None,
         until_finished: bool = False,
         extra: Callable[[], MetricValues] | None = None,
     ) -> None:
         self._record, self._workshop, self._save, self._extra = record, workshop, save, extra
+        self._residual = residual
         self._data = data or {}
         self._until_finished = until_finished
         self._runners: dict[str, Runner] = {}
+        self._loop = Loop(self._take_failure)
         self._ends: dict[str, RunOver] = {}
-        self._told: set[str] = set()
-        # Signals put into it too, and unlike an Event's lock this may be entered again by the thread that is in it.
-        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._alive: set[str] = set()
+        self._unfinished: set[str] = set()
+        self._failures: dict[str, HflError] = {}
         self._is_stopping = False
 
     # -------------------------------------------------------------- the world of the nodes
@@ -72,6 +78,16 @@ class Process:
         """Take the work back."""
         if self._workshop is not None:
             self._workshop.cancel(node.path, work_id)
+
+    def counted(self, node: Node, counted: Counted) -> None:  # noqa: ARG002  (part of the contract)
+        """Let the workshop keep what coding cut off from the update that was accepted."""
+        if self._workshop is not None:
+            self._workshop.counted(node.path)
+
+    def keep(self, node: Node, keep: KeepResidual) -> None:
+        """Put an edge's residual on disk."""
+        if self._residual is not None:
+            residuals.save(self._residual, keep.residual, keep.run, parent(node.path) or "")
 
     def save(self, node: Node, save: Save) -> None:
         """Make a model durable before it is shown."""
@@ -94,19 +110,22 @@ class Process:
     def over(self, node: Node, end: RunOver) -> None:
         """Note the end of a run."""
         self._ends[node.path] = end
-        self._wake.put(None)
+        self._unfinished.discard(node.path)
 
     # -------------------------------------------------------------- start to end
 
     def add(self, runner: Runner) -> None:
         """Add a node, before `hold`."""
-        self._runners[runner.node.path] = runner
-        runner.on_end = lambda: self._wake.put(None)
+        path = runner.node.path
+        self._runners[path] = runner
+        self._alive.add(path)
+        self._unfinished.add(path)
+        self._loop.add(runner)
 
     def stop(self) -> None:
         """Ask the process to end; from any thread or signal."""
         self._is_stopping = True
-        self._wake.put(None)
+        self._loop.wake()
 
     def wait(self, event: threading.Event) -> bool:
         """Wait for something else before `hold`; returns False when somebody asked to end first."""
@@ -116,47 +135,40 @@ class Process:
         return True
 
     def hold(self) -> dict[str, RunOver]:
-        """Run all nodes until it is time to end, end them, and return how their runs ended, by path.
+        """Run all nodes in this thread until it is time to end, end them, and return how their runs ended, by path.
 
         Raises:
             HflError: what made the first node fail: no right, wrong password. Where others could go on until somebody
                 asked to end, that was noted when it happened and is no failure of the process.
         """
-        for runner in self._runners.values():
-            runner.start()
         try:
-            while not self._is_done():
-                self._wake.get()
-                self._tell_failures()
+            self._loop.run(self._is_done)
         finally:
             self.close()
-        failures = [runner.failure for runner in self._runners.values() if runner.failure is not None]
-        if failures and (not self._is_stopping or len(failures) == len(self._runners)):
-            raise failures[0]
+        if self._failures and (not self._is_stopping or not self._alive):
+            raise next(iter(self._failures.values()))
         return dict(self._ends)
 
     def close(self) -> None:
         """End everything, in order. Idempotent."""
-        for runner in self._runners.values():
-            runner.stop()
-        for runner in self._runners.values():
-            runner.join(LEAVE_S)
+        self._loop.close()
         if self._workshop is not None:
             self._workshop.close()
 
     def _is_done(self) -> bool:
-        alive = {path for path, runner in self._runners.items() if runner.failure is None}
-        return self._is_stopping or not alive or (self._until_finished and self._ends.keys() >= alive)
+        return self._is_stopping or not self._alive or (self._until_finished and not self._unfinished)
 
-    def _tell_failures(self) -> None:
-        """Say at once which nodes failed while others go on; the failure of the last is said by who holds us."""
-        if all(runner.failure is not None for runner in self._runners.values()):
+    def _take_failure(self, runner: Runner) -> None:
+        """Say at once that a node failed while others go on; the failure of the last is said by who holds us."""
+        path, failure = runner.node.path, runner.failure
+        if failure is None or path in self._failures:
             return
-        for path, runner in self._runners.items():
-            if runner.failure is not None and path not in self._told:
-                self._told.add(path)
-                self._record(path, note("failed", reason=str(runner.failure)))
-                _log.warning("%s failed, the others of this process go on: %s", path, runner.failure)
+        self._failures[path] = failure
+        self._alive.discard(path)
+        self._unfinished.discard(path)
+        if self._alive:
+            self._record(path, note("failed", reason=str(failure)))
+            _log.warning("%s failed, the others of this process go on: %s", path, failure)
 
 
 @contextmanager

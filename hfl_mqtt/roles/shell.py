@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol.messages import Kind, Metrics, ModelPart
-from hfl_mqtt.protocol.topics import Channel, Topic, aggregator_filters, parent, participant_filters
+from hfl_mqtt.protocol.messages import KeyPart, Kind, Metrics, ModelPart
+from hfl_mqtt.protocol.topics import Channel, Filter, Topic, aggregator_filters, parent, participant_filters
 from hfl_mqtt.protocol.wire import Frame, decode, encode
 from hfl_mqtt.rounds.actions import (
     Action,
     CancelWork,
     ClearSlots,
     Connected,
+    Counted,
     Event,
+    Fetch,
+    KeepResidual,
     Lost,
     Note,
     Received,
@@ -28,6 +31,7 @@ from hfl_mqtt.rounds.actions import (
     note,
 )
 from hfl_mqtt.rounds.client import ClientNode
+from hfl_mqtt.rounds.edge import EdgeNode
 from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.transport.link import Arrived, Down, Link, LinkEvent, Rejected, Up
 
@@ -43,6 +47,12 @@ class World(Protocol):
     def cancel(self, node: Node, work_id: str) -> None:
         """Stop the work."""
 
+    def counted(self, node: Node, counted: Counted) -> None:
+        """Take it that the result of that work was accepted."""
+
+    def keep(self, node: Node, keep: KeepResidual) -> None:
+        """Put a residual on disk."""
+
     def save(self, node: Node, save: Save) -> None:
         """Make a model durable before returning."""
 
@@ -56,8 +66,8 @@ class World(Protocol):
         """Take it that a run has ended."""
 
 
-def filters(node: Node, federation: str) -> list[tuple[str, int]]:
-    """Return what a node reads, with the QoS."""
+def filters(node: Node, federation: str) -> list[Filter]:
+    """Return what a node reads."""
     up = participant_filters(federation, node.path) if parent(node.path) is not None else []
     down = [] if isinstance(node, ClientNode) else aggregator_filters(federation, node.path)
     return up + down
@@ -84,6 +94,19 @@ class Shell:
         self.payload_up = self.payload_down = 0
         self._federation = federation
         self._world = world
+        if isinstance(node, ClientNode | EdgeNode):
+            node.participant.meter = self._moved
+
+    def _moved(self) -> tuple[int, int]:
+        """Return the bytes sent and received on the link to the parent: a device's socket, what an edge says and hears.
+
+        An edge's own socket also carries its farm, whose devices count it; towards the cloud its payloads are counted,
+        without the few bytes of topic and header of each.
+        """
+        traffic = self.link.traffic
+        if isinstance(self.node, ClientNode) and traffic.socket_out is not None and traffic.socket_in is not None:
+            return traffic.socket_out, traffic.socket_in
+        return self.payload_up, self.payload_down
 
     def start(self, now: float) -> None:
         """Begin and start connecting."""
@@ -116,10 +139,10 @@ class Shell:
         self.perform(self.node.tick(now))
 
     def leave(self) -> None:
-        """Say the last figures and goodbye, and close the link: whoever watches sees this node leave, not vanish."""
+        """Say the last figures and goodbye, and hang up: whoever watches sees this node leave, not vanish."""
         last = [Send(message=Metrics(values=dict(self.last_metrics)))] if self.last_metrics else []
         self.perform([*last, *self.node.leave()])
-        self.link.close()
+        self.link.hang_up()
 
     def _arrived(self, frame: Frame, now: float) -> None:
         if not frame.payload:
@@ -159,9 +182,14 @@ class Shell:
                     self._count_sent(len(frame.payload), message.channel, is_below=action.to is not None)
                     self.link.publish(frame)
                 case ClearSlots():
-                    for slot in range(action.first, action.end):
-                        topic = Topic(self._federation, node.path, ModelPart.channel, str(slot))
-                        self.link.publish(Frame(topic=str(topic), payload=b"", retain=True))
+                    for topic in self._slots(node.path, action):
+                        self.link.publish(Frame(topic=topic, payload=b"", retain=True))
+                case Fetch():
+                    self.link.fetch(self._slots(parent(node.path) or "", action))
+                case Counted():
+                    self._world.counted(node, action)
+                case KeepResidual():
+                    self._world.keep(node, action)
                 case Note():
                     self.updates += self._is_update(action)
                     self._world.record(node, action)
@@ -174,6 +202,10 @@ class Shell:
                 case RunOver():
                     self._world.over(node, action)
 
+    def _slots(self, path: str, action: ClearSlots | Fetch) -> list[str]:
+        channel = KeyPart.channel if action.is_key else ModelPart.channel
+        return [str(Topic(self._federation, path, channel, slot)) for slot in action.slots]
+
     def _is_update(self, entry: Note) -> bool:
         """Whether a note is of an update that counts here; an edge also notes that its own were accepted above."""
         is_from_child = "sender" in entry.fields
@@ -183,5 +215,5 @@ class Shell:
     def _count_sent(self, size: int, channel: Channel, *, is_below: bool) -> None:
         if parent(self.node.path) is None:
             self.payload_down += size
-        elif not is_below and channel is not Channel.DOWN:
+        elif not is_below and channel not in (Channel.DOWN, Channel.KEY):
             self.payload_up += size

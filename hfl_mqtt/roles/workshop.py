@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from hfl_mqtt.learning import residuals
+from hfl_mqtt.learning.jobs import ModelBytes
 from hfl_mqtt.learning.trainer import Evaluated, EvaluateJob, Failed, Initial, Result, Trained, Trainer, TrainJob
 from hfl_mqtt.rounds.actions import Contribution, Event, Work, Worked, WorkFailed
+from hfl_mqtt.rounds.arithmetic import Model
 
 
 class Workshop:
@@ -16,13 +21,22 @@ class Workshop:
     Args:
         task: the task's label; calls for another task are declined.
         options: what stands under `task:`.
+        residual: where a node keeps what coding cuts off from its updates, by path; None where it keeps nothing.
         trainer: arguments of `Trainer`: `idle_s`, `device`, `threads`, `on_log`.
     """
 
-    def __init__(self, task: str, options: Mapping[str, Any], **trainer: Any) -> None:
+    def __init__(
+        self,
+        task: str,
+        options: Mapping[str, Any],
+        *,
+        residual: Callable[[str], Path | None] = lambda _path: None,
+        **trainer: Any,
+    ) -> None:
         self._task, self._options = task, dict(options)
+        self._residual = residual
         self._lock = Lock()
-        self._asked: dict[str, tuple[str, Callable[[Event], None]]] = {}
+        self._asked: dict[str, tuple[Work, Callable[[Event], None]]] = {}
         self._initial: Callable[[Initial | Failed], None] | None = None
         self._trainer = Trainer(self._take, **trainer)
 
@@ -44,18 +58,18 @@ class Workshop:
             return
         job_id = self._job_id(path, work.work_id)
         with self._lock:
-            self._asked[job_id] = (work.work_id, then)
+            self._asked[job_id] = (work, then)
         if work.is_central:
             self._trainer.evaluate(
                 EvaluateJob(
                     id=job_id,
                     client=path,
                     task_options=self._options,
-                    model=work.model,
-                    digest=work.digest,
+                    model=_bytes_of(work.model),
                 )
             )
             return
+        residual = self._residual(path)
         self._trainer.train(
             TrainJob(
                 id=job_id,
@@ -65,10 +79,16 @@ class Workshop:
                 plan=work.plan,
                 seed=work.seed,
                 codec=work.codec,
-                model=work.model,
-                digest=work.digest,
+                model=_bytes_of(work.model),
+                residual=str(residual) if residual is not None else None,
             )
         )
+
+    def counted(self, path: str) -> None:
+        """Take it that the node's last update was accepted."""
+        residual = self._residual(path)
+        if residual is not None:
+            residuals.keep(residual)
 
     def cancel(self, path: str, work_id: str) -> None:
         """Give that work up; no event will come of it."""
@@ -94,11 +114,19 @@ class Workshop:
             asked = self._asked.pop(result.job_id, None)
         if asked is None:
             return
-        work_id, then = asked
+        work, then = asked
+        work_id = work.work_id
         match result:
             case Trained():
+                model, keyframe = work.model, None
+                if result.plus is not None:
+                    keyframe = replace(model.keyframe, version=model.version, digest=model.digest, plus=result.plus)
                 contribution = Contribution(
-                    payload=result.payload, weight=result.samples, tallies=result.tallies, seconds=result.seconds
+                    payload=result.payload,
+                    weight=result.samples,
+                    tallies=result.tallies,
+                    seconds=result.seconds,
+                    keyframe=keyframe,
                 )
                 then(Worked(work_id=work_id, result=contribution))
             case Evaluated():
@@ -110,3 +138,18 @@ class Workshop:
     @staticmethod
     def _job_id(path: str, work_id: str) -> str:
         return f"{path}#{work_id}"
+
+
+def _bytes_of(model: Model) -> ModelBytes:
+    keyframe = model.keyframe
+    return ModelBytes(
+        run=keyframe.run,
+        version=model.version,
+        digest=model.digest,
+        key_version=keyframe.version,
+        key_digest=keyframe.digest,
+        size=keyframe.size,
+        start=bytes(keyframe.start),
+        plus=None if keyframe.plus is None else bytes(keyframe.plus),
+        deltas=tuple(map(bytes, model.deltas)),
+    )

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hfl_mqtt.protocol.messages import Message, Plan, Tally
+from hfl_mqtt.protocol.messages import Buffer, Keyframe, Message, Plan, Tally
+from hfl_mqtt.rounds.arithmetic import Model
 
 # ------------------------------------------------------------------ events
 
@@ -39,10 +40,15 @@ class Received:
 class Contribution:
     """What work gave: an encoded mean delta (empty after an evaluation) and the samples behind it."""
 
-    payload: bytes = field(repr=False)
+    payload: Buffer = field(repr=False)
     weight: int
     tallies: dict[str, Tally] = field(default_factory=dict)
     seconds: float = 0.0
+    #: Bytes sent and received for it below this node.
+    sent: int = 0
+    received: int = 0
+    #: The model that the work was given, in one keyframe, where its deltas had become too many.
+    keyframe: Keyframe | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,23 +82,30 @@ class Send:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClearSlots:
-    """Take model parts from `first` up to before `end` out of their retained slots."""
+    """Take parts of the own model out of their retained slots, keyframe or deltas."""
 
-    first: int
-    end: int
+    slots: tuple[str, ...]
+    is_key: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """Ask the broker for what it retains in these slots of the parent's model, keyframe or deltas."""
+
+    slots: tuple[str, ...]
+    is_key: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Train or evaluate, as `plan.kind` says, from the model `model`, whose weights hash to `digest`."""
+    """Train or evaluate, as `plan.kind` says, from `model`; the result is coded in `codec`."""
 
     work_id: str
     run: str
     round: tuple[int, ...]
     plan: Plan
     codec: str
-    model: bytes = field(repr=False)
-    digest: str
+    model: Model
     seed: int
     #: Score the node's own test sets instead of training (the cloud's).
     is_central: bool = False
@@ -106,14 +119,30 @@ class CancelWork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """The result of that work was accepted: what its coding cut off is now what the next update carries along."""
+
+    work_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepResidual:
+    """Keep on disk what coding cut off from the updates accepted so far in this run, for whoever runs here next."""
+
+    run: str
+    residual: Any = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
-    """Make this model durable before going on."""
+    """Make this model durable before going on; `lag` is what its way down has not carried yet."""
 
     run: str
     version: int
     round: tuple[int, ...]
     digest: str
     weights: Any = field(repr=False)
+    lag: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +161,7 @@ class RunOver:
     failure: str | None = None
 
 
-Action = Send | ClearSlots | Work | CancelWork | Save | Note | RunOver
+Action = Send | ClearSlots | Fetch | Work | CancelWork | Counted | KeepResidual | Save | Note | RunOver
 
 
 def note(event: str, **fields: Any) -> Note:

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hfl_mqtt.errors import Malformed, Misuse, Refused
-from hfl_mqtt.protocol.blobs import Full, Reassembler
+from hfl_mqtt.protocol.blobs import WINDOW, Full, Keep, Reassembler, in_memory
 from hfl_mqtt.protocol.messages import (
+    AUTO,
     MAX_TALLIES,
     MAX_WEIGHT,
+    UNASKED,
+    Announce,
     Decline,
     Kind,
     Phase,
@@ -33,34 +36,52 @@ from hfl_mqtt.protocol.messages import (
     round_text,
 )
 from hfl_mqtt.protocol.topics import is_child
-from hfl_mqtt.protocol.wire import unpack_update
-from hfl_mqtt.rounds import cohort
+from hfl_mqtt.protocol.wire import MAX_HEAD, unpack_update
+from hfl_mqtt.rounds import cohort, ladder
 from hfl_mqtt.rounds.actions import Action, Note, Send, note
 from hfl_mqtt.rounds.arithmetic import Accumulator, Arithmetic
-from hfl_mqtt.rounds.offer import Offer
+from hfl_mqtt.rounds.downlink import Downlink
 from hfl_mqtt.rounds.policy import Waiting, quorum_of
 
+#: Updates that are put together at the same time may have this many bytes; the others wait for a slot.
+MAX_UNDER_WAY = 64 * 2**20
 REMIND_S = 10.0
 MAX_REMIND_S = 60.0
 #: While parts of an update keep arriving, a deadline moves on by this much; 256 KiB in this time are 70 kbit/s.
 PROGRESS_S = 30.0
 
 
+#: What an aggregator hears of its children.
+FromChild = State | Decline | UpdatePart | WantModel | Announce
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a round gave. `weights` is the new model (the base itself after an evaluation or a miss)."""
+    """What a round gave. `step` is how far the model moves: a delta, None after an evaluation or a miss."""
 
     run: str
     round: tuple[int, ...]
     kind: Kind
     is_missed: bool
-    weights: Any = field(repr=False)
+    step: Any = field(repr=False)
     quorum: int
     accepted: dict[str, int]
     declined: dict[str, str]
     missing: tuple[str, ...]
     tallies: dict[str, Tally]
     seconds: float
+    #: Bytes that were moved for it, up and down, on all links below this node, by the child through which they went.
+    moved: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def sent(self) -> int:
+        """Bytes up, of all children."""
+        return sum(up for up, _ in self.moved.values())
+
+    @property
+    def received(self) -> int:
+        """Bytes down, of all children."""
+        return sum(down for _, down in self.moved.values())
 
     @property
     def absent(self) -> int:
@@ -71,6 +92,11 @@ class Outcome:
         """Say for people who did not contribute, and why."""
         said = [f"{name} ({reason})" for name, reason in sorted(self.declined.items())]
         return ", ".join([*said, *(f"{name} (no answer)" for name in self.missing)])
+
+
+def codecs_of(codec: str) -> tuple[str, ...]:
+    """Return the chains that an update may come in, where a call says `codec`."""
+    return ladder.CODECS if codec == AUTO else (codec,)
 
 
 @dataclass(slots=True)
@@ -92,6 +118,7 @@ class _Round:
     declined: dict[str, str] = field(default_factory=dict)
     refused_blobs: dict[str, str] = field(default_factory=dict)
     tallies: dict[str, list[Tally]] = field(default_factory=dict)
+    moved: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def quorum(self) -> int:
@@ -110,16 +137,28 @@ class Aggregator:
         path: this node's name; its children are the paths right below.
         arithmetic: the numbers.
         boot: how often this node has been started; goes into its calls.
-        max_under_way: most bytes of updates that are under way at once.
+        max_under_way: most bytes of updates that are under way at once, and at least one of them.
+        keep: puts blobs away.
     """
 
-    def __init__(self, *, path: str, arithmetic: Arithmetic, boot: int = 0, max_under_way: int = 2**31) -> None:
+    def __init__(
+        self,
+        *,
+        path: str,
+        arithmetic: Arithmetic,
+        boot: int = 0,
+        max_under_way: int = MAX_UNDER_WAY,
+        keep: Keep = in_memory,
+    ) -> None:
         self.path = path
         self._boot = boot
         self._arithmetic = arithmetic
         self._max_under_way = max_under_way
         self._members: dict[str, _Member] = {}
-        self._offer: Offer | None = None
+        self.downlink = Downlink(arithmetic, keep)
+        #: Updates that wait for a slot, in the order in which they were announced.
+        self._waiting: dict[str, Announce] = {}
+        self._is_close_told = True
         self._last_call: RoundCall | None = None
         self._round: _Round | None = None
         self._updates = Reassembler(max_blob=1, max_total=1)
@@ -138,20 +177,20 @@ class Aggregator:
         """Whether a round is open."""
         return self._round is not None
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether parts of an update have come and others have not."""
+        return len(self._updates) > 0
+
+    @property
+    def received(self) -> tuple[int, int] | None:
+        """How many bytes of the updates that are under way have come, and all of theirs; None where none is."""
+        return self._updates.progress()
+
     def take_outcome(self) -> Outcome | None:
         """Return the outcome of the round that just ended, once."""
         outcome, self.outcome = self.outcome, None
         return outcome
-
-    def offer(self, *, run: str, version: int, weights: Any, blob: bytes | None = None) -> list[Action]:
-        """Put a model into the slots. `blob` is its encoding, where it is at hand."""
-        digest = self._arithmetic.digest(weights)
-        before = self._offer
-        if before is not None and (before.manifest.run, before.manifest.digest) == (run, digest):
-            return []
-        arithmetic = self._arithmetic
-        self._offer = Offer(run=run, version=version, weights=weights, digest=digest, arithmetic=arithmetic, blob=blob)
-        return self._offer.show(before)
 
     def open(
         self, *, run: str, round_id: tuple[int, ...], plan: Plan, tier: Tier, seed: int, now: float
@@ -161,11 +200,16 @@ class Aggregator:
         Raises:
             Misuse: no model was offered, or a round is open.
         """
-        offer = self._offer
-        if offer is None or self._round is not None:
+        chain, layout = self.downlink.chain, self.downlink.layout
+        if chain is None or self._round is not None:
             raise Misuse("open() needs an offered model and no open round")
         drawn = cohort.draw(seed, round_id, self.present, tier.fraction)
         asked = {name for name in self.present if cohort.is_asked(drawn, round_id, name)}
+        codecs = codecs_of(tier.codec)
+        limit = self._arithmetic.update_limit(layout, codecs) + MAX_HEAD
+        room = max(self._max_under_way, limit)
+        last = self._last_call
+        is_anew = last is not None and (last.run, last.round, last.phase) == (run, round_id, Phase.CLOSED)
         call = RoundCall(
             run=run,
             round=round_id,
@@ -176,19 +220,23 @@ class Aggregator:
             codec=tier.codec,
             draw=drawn,
             plan=plan,
-            model=offer.manifest,
+            model=chain.manifest,
             boot=self._boot,
+            unasked=min(UNASKED, room // max(len(asked), 1)),
+            budget=tier.budget if tier.codec == AUTO else None,
+            # A round that came to nothing, called once more: whoever was accepted then is asked for another update.
+            attempt=last.attempt + 1 if last is not None and is_anew else 0,
         )
-        limit = self._arithmetic.update_limit(offer.weights) + 4096
-        self._updates = Reassembler(max_blob=limit, max_total=max(self._max_under_way, limit))
+        self._updates = Reassembler(max_blob=limit, max_total=room)
+        self._waiting.clear()
         self._round = _Round(
             call=call,
             waiting=Waiting.begin(tier, now),
-            accumulator=self._arithmetic.accumulator(offer.weights, tier.codec),
+            accumulator=self._arithmetic.accumulator(layout, codecs),
             asked=asked,
             next_remind_s=now + REMIND_S,
         )
-        self._last_call = call
+        self._last_call, self._is_close_told = call, True
         opened = note("opened", run=run, round=round_text(round_id), kind=plan.kind.value, asked=len(asked))
         return [Send(message=call), opened]
 
@@ -209,13 +257,13 @@ class Aggregator:
 
     def connected(self, *, session_present: bool) -> list[Action]:
         """After a new session the broker may have lost what it retained: say it again."""
-        if session_present or self._last_call is None or self._offer is None:
+        if session_present or self._last_call is None:
             return []
-        return [*self._offer.show(), Send(message=self._last_call)]
+        return [*self.downlink.show_again(), Send(message=self._last_call)]
 
     # -------------------------------------------------------------- from the children
 
-    def hear(self, message: State | Decline | UpdatePart | WantModel, sender: str, now: float) -> list[Action]:
+    def hear(self, message: FromChild, sender: str, now: float) -> list[Action]:
         """Take a message of a child."""
         if not is_child(sender, self.path):
             return [note("stranger", sender=sender, said=type(message).__name__)]
@@ -225,6 +273,8 @@ class Aggregator:
             return self._hear_decline(message, sender, now)
         if isinstance(message, WantModel):
             return self._hear_want(message, sender, now)
+        if isinstance(message, Announce):
+            return self._hear_announce(message, sender, now)
         return self._hear_part(message, sender, now)
 
     def _hear_state(self, state: State, sender: str, now: float) -> list[Action]:
@@ -239,11 +289,13 @@ class Aggregator:
         if state.state.is_present and not was_present:
             actions.append(note("joined", sender=sender, boot=state.boot))
             self._admit(sender)
-            actions += self._settle(now)
+            actions += [*self._tell_close(), *self._settle(now)]
         elif was_present and not state.state.is_present:
             left = "lost" if state.state is StateName.LOST else "left"
-            if has_left:
+            self._waiting.pop(sender, None)
+            if has_left or self._waiting:  # others wait for its slot
                 self._updates.drop(sender)
+                actions += self._grant(now)
             actions.append(note(left, sender=sender, boot=state.boot))
             actions += self._settle(now)
         return actions
@@ -266,9 +318,52 @@ class Aggregator:
         return [said, *self._settle(now)]
 
     def _hear_want(self, want: WantModel, sender: str, now: float) -> list[Action]:
-        if self._offer is None or want.blob != self._offer.manifest.blob:
-            return [note("want_out_of_place", sender=sender)]
-        return self._offer.again(want, now)
+        found = self.downlink.again(want, now)
+        return found or [note("want_out_of_place", sender=sender, version=want.version)]
+
+    def _hear_announce(self, announced: Announce, sender: str, now: float) -> list[Action]:
+        ongoing = self._round
+        if ongoing is None or (announced.run, announced.round) != (ongoing.call.run, ongoing.call.round):
+            return self._out_of_place(announced, sender)
+        if sender in ongoing.accepted or ongoing.refused_blobs.get(sender) == announced.blob:
+            return [self._receipt_again(sender), self._note("duplicate", sender=sender)]
+        reason = self._why_not(announced, sender)
+        if reason is not None:
+            return self._refuse(announced, sender, reason, now)
+        ongoing.asked.add(sender)
+        self._members.setdefault(sender, _Member(0, True))
+        if self._updates.is_open(sender, announced.blob):
+            missing = self._updates.missing(sender, announced.blob)[:WINDOW]
+            return [Send(message=Want(blob=announced.blob, parts=missing), to=sender)]
+        self._waiting[sender] = announced
+        return self._grant(now)
+
+    def _grant(self, now: float) -> list[Action]:
+        """Give the slots that are free to those who wait, in turn."""
+        actions: list[Action] = []
+        while self._round is not None and self._waiting:
+            sender, announced = next(iter(self._waiting.items()))
+            try:
+                parts = self._updates.reserve(sender, announced.blob, announced.size, announced.count, now)
+            except Full:
+                break
+            except Malformed as error:
+                del self._waiting[sender]
+                actions += self._refuse(announced, sender, str(error), now)
+                continue
+            del self._waiting[sender]
+            actions.append(Send(message=Want(blob=announced.blob, parts=parts), to=sender))
+        return actions
+
+    def _why_not(self, said: UpdatePart | Announce, sender: str) -> str | None:
+        """Return why an update cannot count in this round, whatever it holds."""
+        ongoing = self._round
+        assert ongoing is not None
+        if not cohort.is_asked(ongoing.call.draw, ongoing.call.round, sender):
+            return "not asked in this round"
+        if said.base[:16] != ongoing.call.model.digest[:16]:
+            return "foreign base: this update starts from another model"
+        return None
 
     def _hear_part(self, part: UpdatePart, sender: str, now: float) -> list[Action]:
         ongoing = self._round
@@ -277,10 +372,9 @@ class Aggregator:
         if sender in ongoing.accepted or ongoing.refused_blobs.get(sender) == part.blob:
             duplicate = self._note("duplicate", sender=sender)
             return [self._receipt_again(sender), duplicate] if part.index == 0 else [duplicate]
-        if not cohort.is_asked(ongoing.call.draw, ongoing.call.round, sender):
-            return self._refuse(part, sender, "not asked in this round", now)
-        if part.base != ongoing.call.model.digest:
-            return self._refuse(part, sender, "foreign base: this update starts from another model", now)
+        reason = self._why_not(part, sender)
+        if reason is not None:
+            return self._refuse(part, sender, reason, now)
         ongoing.asked.add(sender)
         # What is still in line when a will is said does not bring its sender back; its own word does.
         self._members.setdefault(sender, _Member(0, True))
@@ -295,16 +389,16 @@ class Aggregator:
         if progress.blob is None:
             return []
         try:
-            return self._add(unpack_update(progress.blob), sender, now)
+            counted = self._add(unpack_update(progress.blob), sender)
         except (Malformed, Refused) as error:
             return self._refuse(part, sender, str(error), now)
+        del progress  # it may be as large as the model, and the round may close now
+        return [*counted, *self._settle(now), *self._grant(now)]
 
-    def _add(self, update: Update, sender: str, now: float) -> list[Action]:
+    def _add(self, update: Update, sender: str) -> list[Action]:
         ongoing = self._round
         assert ongoing is not None
         call = ongoing.call
-        if (update.run, update.round, update.base, update.sender) != (call.run, call.round, call.model.digest, sender):
-            raise Refused("the update inside is another one than its parts said")
         for name, tally in update.tallies.items():
             if ongoing.tallies.get(name, [tally])[0].is_root != tally.is_root:
                 raise Refused(f"metric {name!r}: a mean and a root mean do not add up")
@@ -314,39 +408,47 @@ class Aggregator:
             raise Refused(f"weight {update.weight}: with those before it more than {MAX_WEIGHT}")
         if call.plan.kind is Kind.TRAIN:
             ongoing.accumulator.add(update.payload, update.weight)
-        elif update.payload or update.weight:
+        elif len(update.payload) or update.weight:
             raise Refused("an evaluation carries no weights")
         for name, tally in update.tallies.items():
             ongoing.tallies.setdefault(name, []).append(tally)
         ongoing.accepted[sender] = update.weight
+        ongoing.moved[sender] = (update.sent, update.received)
         ongoing.declined.pop(sender, None)
-        self._receipts[sender] = Receipt(run=call.run, round=call.round, base=update.base, accepted=True)
+        self._receipts[sender] = Receipt(run=call.run, round=call.round, base=call.model.digest[:16])
         accepted = self._note(
-            "accepted", sender=sender, kind=call.plan.kind.value, weight=update.weight, bytes=len(update.payload)
+            "accepted",
+            sender=sender,
+            kind=call.plan.kind.value,
+            weight=update.weight,
+            bytes=len(update.payload),
+            sent=update.sent,
+            received=update.received,
         )
-        return [self._receipt_again(sender), accepted, *self._settle(now)]
+        return [self._receipt_again(sender), accepted]
 
-    def _refuse(self, part: UpdatePart, sender: str, reason: str, now: float) -> list[Action]:
+    def _refuse(self, part: UpdatePart | Announce, sender: str, reason: str, now: float) -> list[Action]:
         ongoing = self._round
         assert ongoing is not None
         self._updates.drop(sender, part.blob)
         self._receipts[sender] = Receipt(
-            run=part.run, round=part.round, base=part.base, accepted=False, reason=reason[:300]
+            run=part.run, round=part.round, base=part.base[:16], accepted=False, reason=reason[:300]
         )
         ongoing.refused_blobs[sender] = part.blob
         if sender in ongoing.asked:
             ongoing.declined[sender] = f"refused: {reason}"
         refused = self._note("refused", sender=sender, reason=reason)
-        return [self._receipt_again(sender), refused, *self._settle(now)]
+        self._waiting.pop(sender, None)
+        return [self._receipt_again(sender), refused, *self._grant(now), *self._settle(now)]
 
-    def _out_of_place(self, part: UpdatePart, sender: str) -> list[Action]:
+    def _out_of_place(self, part: UpdatePart | Announce, sender: str) -> list[Action]:
         late = note("late", sender=sender, run=part.run, round=round_text(part.round))
-        if part.index != 0:
+        if isinstance(part, UpdatePart) and part.index != 0:
             return [late]
-        given = self._receipts.get(sender)
-        if given is None or (given.run, given.round, given.base) != (part.run, part.round, part.base):
+        given, base = self._receipts.get(sender), part.base[:16]
+        if given is None or (given.run, given.round, given.base) != (part.run, part.round, base):
             reason = f"too late: {round_text(part.round)} is closed"
-            given = Receipt(run=part.run, round=part.round, base=part.base, accepted=False, reason=reason)
+            given = Receipt(run=part.run, round=part.round, base=base, accepted=False, reason=reason)
         return [Send(message=given, to=sender), late]
 
     # -------------------------------------------------------------- time
@@ -359,6 +461,7 @@ class Aggregator:
         actions: list[Action] = [
             Send(message=Want(blob=ask.blob, parts=ask.parts), to=ask.sender) for ask in self._updates.tick(now)
         ]
+        actions += self._grant(now)  # the tick may have dropped one that came to nothing
         if now >= ongoing.waiting.next_s:
             return actions + self._time_is_up(ongoing, now)
         if now >= ongoing.next_remind_s:
@@ -428,22 +531,22 @@ class Aggregator:
         assert ongoing is not None
         call = ongoing.call
         is_missed = not ongoing.has_quorum
-        assert self._offer is not None
-        weights = self._offer.weights
+        step = None
         if not is_missed and call.plan.kind is Kind.TRAIN:
-            weights = self._arithmetic.apply(weights, ongoing.accumulator)
+            step = self._arithmetic.step(ongoing.accumulator)
         self.outcome = outcome = Outcome(
             run=call.run,
             round=call.round,
             kind=call.plan.kind,
             is_missed=is_missed,
             quorum=ongoing.quorum,
-            weights=weights,
+            step=step,
             accepted=ongoing.accepted,
             declined=ongoing.declined,
             missing=tuple(sorted(ongoing.asked - ongoing.accepted.keys() - ongoing.declined.keys())),
             tallies={name: Tally.of(tallies) for name, tallies in sorted(ongoing.tallies.items())},
             seconds=now - ongoing.waiting.opened_s,
+            moved=ongoing.moved,
         )
         closed = self._note(
             "missed" if is_missed else "closed",
@@ -455,14 +558,23 @@ class Aggregator:
             waited_for=outcome.waited_for(),
             seconds=round(outcome.seconds, 3),
         )
-        return [*self._end(), closed]
+        # The next call says as much as this one's close; where all have answered, nobody needs to hear it before.
+        return [*self._end(is_quiet=ongoing.asked <= ongoing.accepted.keys()), closed]
 
-    def _end(self) -> list[Action]:
+    def _end(self, *, is_quiet: bool = False) -> list[Action]:
         ongoing = self._round
         assert ongoing is not None
         self._round = None
         self._updates.clear()
-        self._last_call = replace(ongoing.call, phase=Phase.CLOSED)
+        self._waiting.clear()
+        self._last_call, self._is_close_told = replace(ongoing.call, phase=Phase.CLOSED), False
+        return [] if is_quiet else self._tell_close()
+
+    def _tell_close(self) -> list[Action]:
+        """Say that the last round is closed, where that was not said: whoever comes now would begin to work for it."""
+        if self._is_close_told or self._last_call is None:
+            return []
+        self._is_close_told = True
         return [Send(message=self._last_call)]
 
     def _receipt_again(self, sender: str) -> Send:

@@ -1,18 +1,47 @@
-"""What the machines ask of the numbers. The machines never look inside weights: `learning.arithmetic` does."""
+"""What the machines ask of the numbers. The machines never look inside weights: `learning.arithmetic` does.
+
+A delta is opaque here, and so is the `layout` that says what a model's deltas look like. An aggregator that is no cloud
+never sees a model: it adds deltas to deltas, and passes on where they start.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from hfl_mqtt.protocol.messages import Buffer, Keyframe
+
+#: A new keyframe is due when the deltas since the last one have this many times the bytes of the model's values,
+DELTAS_PER_KEY = 2.0
+#: or are this many.
+MAX_DELTAS = 512
+#: How deltas are coded so that nothing is lost.
+LOSSLESS = "raw | zstd"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model as it travels: a keyframe, and the deltas since, oldest first, each with the digest it leads to."""
+
+    keyframe: Keyframe = field(repr=False)
+    deltas: tuple[Buffer, ...] = field(default=(), repr=False)
+    version: int
+    digest: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the deltas."""
+        return sum(len(delta) for delta in self.deltas)
 
 
 class Accumulator(Protocol):
     """One round's running sum: (sum of weight x delta, sum of weights), exact, in any order of arrival."""
 
-    def add(self, payload: bytes, weight: int) -> None:
+    def add(self, data: Buffer, weight: int) -> None:
         """Add an encoded mean delta with the samples behind it.
 
         Raises:
-            Refused: the payload does not fit the base (names, shapes, dtypes), holds NaN or infinity, is not coded as
+            Refused: the bytes do not fit the model (names, shapes, dtypes), hold NaN or infinity, are not coded as
                 asked, would overflow, or `weight` is not positive. Nothing has been added then.
         """
 
@@ -22,33 +51,64 @@ class Accumulator(Protocol):
 
 
 class Arithmetic(Protocol):
-    """Weights in and out of bytes, and how updates become a model."""
+    """Deltas in and out of bytes, and how updates become a step of the model."""
 
-    def encode_model(self, weights: Any) -> bytes:
-        """Return the bytes that go down; decoding them gives `weights` again, bit for bit."""
-
-    def decode_model(self, blob: bytes) -> Any:
-        """Read a model.
+    def layout(self, start: Buffer) -> Any:
+        """Return what deltas of a model look like that starts from `start` (see `Keyframe.start`).
 
         Raises:
-            Refused: the bytes are no model.
+            Refused: it is no start of a model that this node takes.
         """
 
-    def digest(self, weights: Any) -> str:
-        """Return the SHA-256 of names, dtypes, shapes and values, in hex: the model's identity."""
+    def start_digest(self, start: Buffer) -> str:
+        """Return the digest of the weights that `start` stands for; see `layout` for what it raises."""
 
-    def accumulator(self, base: Any, codec: str) -> Accumulator:
-        """Return an empty sum for deltas against `base` that come in `codec`."""
+    def model_size(self, layout: Any) -> int:
+        """Return the bytes of a model's values."""
 
-    def apply(self, base: Any, accumulator: Accumulator) -> Any:
-        """Return the new model. An empty sum gives `base` itself."""
+    def accumulator(self, layout: Any, codecs: tuple[str, ...]) -> Accumulator:
+        """Return an empty sum for deltas that come in one of `codecs`.
 
-    def encode_delta(self, weights: Any, base: Any, codec: str, seed: int) -> bytes:
-        """Return `weights - base`, encoded. `seed` drives codecs that round at random."""
+        Raises:
+            ConfigError: one is no chain of codecs known here.
+        """
 
-    @property
-    def model_codec(self) -> str:
-        """The codec of `encode_model`, for the manifest."""
+    def update_limit(self, layout: Any, codecs: tuple[str, ...]) -> int:
+        """Return the most bytes that a delta can have in any of `codecs`."""
 
-    def update_limit(self, base: Any) -> int:
-        """Return the most bytes an encoded delta against `base` may have, whatever the codec."""
+    def step(self, accumulator: Accumulator) -> Any:
+        """Return how far the model moves: a delta. The accumulator is used up."""
+
+    def encode(self, delta: Any, codec: str, seed: int) -> bytes:
+        """Return a delta's bytes. `seed` drives codecs that round at random.
+
+        Raises:
+            Refused: the delta holds NaN or infinity.
+            ConfigError: `codec` is no chain of codecs known here.
+        """
+
+    def decode(self, payload: Buffer, layout: Any) -> Any:
+        """Read a delta in whatever codec it says it is in, to the same bits on every machine.
+
+        Raises:
+            Refused: it is no delta of this model.
+        """
+
+    def is_lossless(self, codec: str) -> bool:
+        """Whether decoding gives every bit again."""
+
+    def add(self, a: Any, b: Any) -> Any:
+        """Return the sum of two deltas; None stands for zero."""
+
+    def subtract(self, a: Any, b: Any) -> Any:
+        """Return the difference of two deltas; None stands for zero."""
+
+    def shorten(self, model: Model) -> Keyframe:
+        """Return one keyframe for the whole chain; whoever starts from it has the very same bits.
+
+        Raises:
+            Refused: a delta of the chain is none of this model.
+        """
+
+    def place(self, start: Any, delta: Any) -> Any:
+        """Return the weights `start` + `delta`."""

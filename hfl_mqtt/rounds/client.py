@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hfl_mqtt.protocol.messages import (
     Info,
+    KeyPart,
     ModelPart,
     Receipt,
     RoundCall,
@@ -14,12 +15,13 @@ from hfl_mqtt.rounds.actions import (
     Connected,
     Event,
     Received,
+    RunOver,
     Send,
     Worked,
     WorkFailed,
     note,
 )
-from hfl_mqtt.rounds.node import MAX_MODEL, Node, metrics_of
+from hfl_mqtt.rounds.node import MAX_MODEL, Node, Pace, metrics_of, progress_of
 from hfl_mqtt.rounds.participant import Participant
 
 
@@ -30,6 +32,7 @@ class ClientNode(Node):
         super().__init__(path, boot)
         self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model)
         self._metrics: Send | None = None
+        self._pace = Pace()
 
     def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
         """Begin; a device waits to be connected."""
@@ -37,6 +40,17 @@ class ClientNode(Node):
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event."""
+        return self._take(event, now) + self._watch(now)
+
+    def _watch(self, now: float) -> list[Action]:
+        participant = self.participant
+
+        def progress() -> dict[str, float]:
+            return progress_of("receiving", participant.received) or progress_of("sending", participant.sent)
+
+        return self._pace.watch(participant.is_moving, progress, now)
+
+    def _take(self, event: Event, now: float) -> list[Action]:
         if isinstance(event, Connected):
             return self.participant.connected(now)
         if isinstance(event, Worked):
@@ -50,11 +64,15 @@ class ClientNode(Node):
             return self.participant.failed(event.work_id, event.reason)
         if isinstance(event, Received):
             message = event.message
-            if event.sender == self.participant.parent and isinstance(message, RoundCall | ModelPart | Receipt | Want):
+            if event.sender == self.participant.parent and isinstance(
+                message, RoundCall | ModelPart | KeyPart | Receipt | Want
+            ):
                 actions = self.participant.hear(message, now)
                 if isinstance(message, Receipt) and self._metrics is not None:
-                    actions.append(self._metrics)  # with all that the round cost
+                    actions += self._pace.say(self._metrics, now)  # with all that the round cost
                     self._metrics = None
+                if any(isinstance(action, RunOver) for action in actions):
+                    actions += self._pace.rest()
                 return actions
             return [note("stranger", sender=event.sender, said=type(message).__name__)]
         self.participant.lost()
@@ -62,9 +80,14 @@ class ClientNode(Node):
 
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for."""
-        return self.participant.tick(now)
+        return self.participant.tick(now) + self._pace.tick(now) + self._watch(now)
+
+    def leave(self) -> list[Action]:
+        """Leave on purpose, with the last figures."""
+        return [*self._pace.rest(), *super().leave()]
 
     @property
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest."""
-        return self.participant.next_deadline
+        moments = (self.participant.next_deadline, self._pace.next_deadline)
+        return min((moment for moment in moments if moment is not None), default=None)

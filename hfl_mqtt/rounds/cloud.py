@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hfl_mqtt.errors import Refused
 from hfl_mqtt.protocol.messages import (
-    Decline,
+    Buffer,
     Info,
+    Keyframe,
     Kind,
     Metrics,
     Plan,
@@ -15,8 +17,6 @@ from hfl_mqtt.protocol.messages import (
     StateName,
     Tally,
     Tier,
-    UpdatePart,
-    WantModel,
     round_text,
 )
 from hfl_mqtt.rounds import cohort
@@ -34,9 +34,11 @@ from hfl_mqtt.rounds.actions import (
     WorkFailed,
     note,
 )
-from hfl_mqtt.rounds.aggregator import Aggregator, Outcome
+from hfl_mqtt.rounds.aggregator import Aggregator, FromChild, Outcome
 from hfl_mqtt.rounds.arithmetic import Arithmetic
+from hfl_mqtt.rounds.chain import Chain
 from hfl_mqtt.rounds.node import Node, metrics_of
+from hfl_mqtt.rounds.stopping import Stop
 
 #: Versions that may wait to be scored; each holds a whole model.
 MAX_SCORING = 8
@@ -54,6 +56,7 @@ class Schedule:
     #: How many children to wait for before the first round, and for how long at most.
     wait_for: int = 1
     wait_at_most_s: float = 300.0
+    stop: Stop = field(default_factory=Stop)
     #: Whether models are scored: each on the cloud's own test sets, the last one in a round of its own on the devices.
     is_scored: bool = False
 
@@ -63,10 +66,28 @@ class CloudNode(Node):
 
     Every round scores the model it starts from, so the score of version v is known when round v + 1 closes; a last
     round only evaluates. `history[v]` holds all scores of version v; version 0 is the initial model.
+
+    The model is what the chain of deltas leads to, and what the devices have: `weights` are these. What a lossy way
+    down has not carried yet is kept beside them.
+
+    Args:
+        path, boot, info: see `Participant`.
+        arithmetic: the numbers.
+        schedule: what the cloud wants.
+        weights: the initial model.
+        start: how devices come by them, see `Keyframe.start`.
     """
 
     def __init__(
-        self, *, path: str, boot: int, info: Info, arithmetic: Arithmetic, schedule: Schedule, weights: Any
+        self,
+        *,
+        path: str,
+        boot: int,
+        info: Info,
+        arithmetic: Arithmetic,
+        schedule: Schedule,
+        weights: Any,
+        start: Buffer,
     ) -> None:
         super().__init__(path, boot)
         self._info = info
@@ -77,6 +98,12 @@ class CloudNode(Node):
         self._scores_due_s: float | None = None
         self._waiting_with: list[str] | None = None
         self._scoring: dict[str, int] = {}
+        self._initial, self._start, self._moved = weights, start, None
+        self._digest = arithmetic.start_digest(start)
+        #: Why the run ended before its last round; None where it did not.
+        self.stopped: str | None = None
+        #: Bytes moved so far, up and down, on all links below, by the child through which they went.
+        self.moved: dict[str, tuple[int, int]] = {}
         self.weights = weights
         self.version = 0
         self.history: list[dict[str, float]] = [{}]
@@ -101,7 +128,7 @@ class CloudNode(Node):
             return [*hello, *again, *self._begin_if_ready(now)]
         if isinstance(event, Received):
             message = event.message
-            if isinstance(message, State | Decline | UpdatePart | WantModel):
+            if isinstance(message, FromChild):
                 heard = self.aggregator.hear(message, event.sender, now)
                 return self._settle(heard, now) + self._begin_if_ready(now)
             return [note("stranger", sender=event.sender, said=type(message).__name__)]
@@ -152,7 +179,18 @@ class CloudNode(Node):
         short = schedule.wait_for - len(present)
         missed = [note("incomplete", have=len(present), wanted=schedule.wait_for)] if short > 0 else []
         begun = note("run", run=schedule.run, rounds=schedule.rounds, children=present, wanted=schedule.wait_for)
-        return [*missed, begun, *self._next_round(now)]
+        return [*missed, begun, *self.aggregator.downlink.begin(self._keyframe), *self._next_round(now)]
+
+    @property
+    def _keyframe(self) -> Keyframe:
+        size = self._arithmetic.model_size(self._arithmetic.layout(self._start))
+        return Keyframe(
+            run=self._schedule.run,
+            version=0,
+            digest=self._arithmetic.start_digest(self._start),
+            size=size,
+            start=self._start,
+        )
 
     def _say_waiting(self, present: list[str]) -> list[Action]:
         if present == self._waiting_with or not self._was_connected:
@@ -163,9 +201,8 @@ class CloudNode(Node):
 
     def _next_round(self, now: float) -> list[Action]:
         schedule = self._schedule
-        is_last = self.version >= schedule.rounds
-        offered = self.aggregator.offer(run=schedule.run, version=self.version, weights=self.weights)
-        opened = self.aggregator.open(
+        is_last = self.version >= schedule.rounds or self.stopped is not None
+        return self.aggregator.open(
             run=schedule.run,
             round_id=(self.version + 1,),
             plan=replace(schedule.plan, kind=Kind.EVALUATE) if is_last else schedule.plan,
@@ -173,7 +210,6 @@ class CloudNode(Node):
             seed=schedule.seed,
             now=now,
         )
-        return offered + opened
 
     def _settle(self, actions: list[Action], now: float) -> list[Action]:
         outcome = self.aggregator.take_outcome()
@@ -182,6 +218,9 @@ class CloudNode(Node):
         if outcome.is_missed and outcome.kind is Kind.TRAIN:
             missed = f"{round_text(outcome.round)} had {len(outcome.accepted)} of the {outcome.quorum} updates it needs"
             return actions + self._end(f"{missed}; waited for {outcome.waited_for() or 'children'}")
+        for child, (up, down) in outcome.moved.items():
+            before = self.moved.get(child, (0, 0))
+            self.moved[child] = (before[0] + up, before[1] + down)
         scores = {name: value for name, tally in outcome.tallies.items() if (value := tally.value) is not None}
         scores.pop("loss", None)
         self.history[self.version].update(scores)
@@ -191,14 +230,39 @@ class CloudNode(Node):
         if outcome.kind is Kind.EVALUATE:
             self._scores_due_s = now + self._schedule.wait_at_most_s
             return [*actions, *self._publish(outcome, into), *self._finish_if_scored()]
-        self.version += 1
-        self.weights = outcome.weights
-        self.history.append({})
-        actions += [self._save(outcome.round), *self._score()]
+        try:
+            shown = self._move(outcome)
+        except Refused as error:
+            return actions + self._end(f"{round_text(outcome.round)}: {error}; lower the learning rate")
+        actions += [self._save(outcome.round), *shown, *self._score()]
         actions += self._publish(outcome, into)
-        if self.version >= self._schedule.rounds and not self._schedule.is_scored:
+        if self.stopped is None and self.version < self._schedule.rounds:
+            actions += self._look_whether_to_stop()
+        is_done = self.version >= self._schedule.rounds or self.stopped is not None
+        if is_done and not self._schedule.is_scored:
             return actions + self._end(None)
         return actions + self._next_round(now)
+
+    def _move(self, outcome: Outcome) -> list[Action]:
+        """Take the round's step; the model is where its way down then leads to."""
+        schedule, downlink = self._schedule, self.aggregator.downlink
+        downlink.move(outcome.step)
+        shown, moved = downlink.show(schedule.tier, cohort.lot(schedule.seed, outcome.round, self.path))
+        if moved is not None:
+            self._moved = self._arithmetic.add(self._moved, moved)
+            self.weights = self._arithmetic.place(self._initial, self._moved)
+        chain = downlink.chain
+        assert chain is not None
+        self._digest = chain.digest
+        self.version += 1
+        self.history.append({})
+        return shown
+
+    def _look_whether_to_stop(self) -> list[Action]:
+        self.stopped = self._schedule.stop.reason(self.history, sum(map(sum, self.moved.values())))
+        if self.stopped is None:
+            return []
+        return [note("stopping", version=self.version, reason=self.stopped)]
 
     def _score(self) -> list[Action]:
         """Score the current model on the cloud's own test sets, beside the rounds."""
@@ -209,6 +273,7 @@ class CloudNode(Node):
             return [note("not_scored", version=self.version, reason="the cloud is slower at scoring than its devices")]
         work_id = f"{schedule.run}/v{self.version}"
         self._scoring[work_id] = self.version
+        chain = self.aggregator.downlink.chain or Chain(self._keyframe)
         return [
             Work(
                 work_id=work_id,
@@ -216,8 +281,7 @@ class CloudNode(Node):
                 round=(self.version + 1,),
                 plan=replace(schedule.plan, kind=Kind.EVALUATE),
                 codec=schedule.tier.codec,
-                model=self._arithmetic.encode_model(self.weights),
-                digest=self._arithmetic.digest(self.weights),
+                model=chain.model,
                 seed=cohort.lot(schedule.seed, (self.version + 1,), self.path),
                 is_central=True,
             )
@@ -242,7 +306,8 @@ class CloudNode(Node):
         """Publish a round's figures; the cloud's own scores stand beside them as they come."""
         metrics = metrics_of(outcome.round, outcome.tallies, sum(outcome.accepted.values()), outcome.seconds, into=into)
         assert isinstance(metrics.message, Metrics)
-        self._values = {**self._central, **metrics.message.values}
+        up, down = (round(sum(pair[way] for pair in self.moved.values()) / 1e6, 3) for way in (0, 1))
+        self._values = {**self._central, **metrics.message.values, "mb_up": up, "mb_down": down}
         return [Send(message=Metrics(values=dict(self._values)))]
 
     def _finish_if_scored(self) -> list[Action]:
@@ -253,5 +318,11 @@ class CloudNode(Node):
         return [*self.aggregator.finish(run), RunOver(run=run, failure=failure)]
 
     def _save(self, round_id: tuple[int, ...]) -> Save:
-        digest = self._arithmetic.digest(self.weights)
-        return Save(run=self._schedule.run, version=self.version, round=round_id, digest=digest, weights=self.weights)
+        return Save(
+            run=self._schedule.run,
+            version=self.version,
+            round=round_id,
+            digest=self._digest,
+            weights=self.weights,
+            lag=self.aggregator.downlink.lag,
+        )

@@ -6,38 +6,39 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hfl_mqtt.errors import ConfigError, Misuse, Refused
+from hfl_mqtt.protocol.blobs import Keep, in_memory
 from hfl_mqtt.protocol.messages import (
     MAX_TALLIES,
     MAX_WEIGHT,
-    Decline,
     Info,
+    KeyPart,
     Kind,
     ModelPart,
     Receipt,
     RoundCall,
-    State,
     Tally,
     Tier,
-    UpdatePart,
     Want,
-    WantModel,
 )
 from hfl_mqtt.protocol.topics import MAX_DEPTH
+from hfl_mqtt.rounds import cohort
 from hfl_mqtt.rounds.actions import (
     Action,
     CancelWork,
     Connected,
     Contribution,
+    Counted,
     Event,
+    KeepResidual,
     Lost,
     Received,
     RunOver,
     Work,
     note,
 )
-from hfl_mqtt.rounds.aggregator import Aggregator, Outcome
+from hfl_mqtt.rounds.aggregator import Aggregator, FromChild, Outcome, codecs_of
 from hfl_mqtt.rounds.arithmetic import Arithmetic
-from hfl_mqtt.rounds.node import MAX_MODEL, Node, metrics_of
+from hfl_mqtt.rounds.node import MAX_MODEL, Node, Pace, metrics_of, progress_of
 from hfl_mqtt.rounds.participant import Participant
 
 
@@ -47,29 +48,57 @@ class _EdgeWork:
 
     work: Work
     tier: Tier
-    base: Any
-    weights: Any
+    #: How far this edge's model has moved from its parent's, and how much of that its children were told.
+    total: Any = None
+    told: Any = None
     done: int = 0
     samples: dict[str, int] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
     loss: Tally | None = None
     seconds: float = 0.0
+    sent: int = 0
+    received: int = 0
 
 
 class EdgeNode(Node):
     """An aggregator below, a participant above: its work is to run `tier.rounds` rounds with its children.
 
     It contributes the difference between its model after those rounds and the one it was sent; the weight is the
-    samples behind it, each child counted once however many rounds it took part in.
+    samples behind it, each child counted once however many rounds it took part in. It never sees a model: it adds
+    deltas, and passes on where they start.
+
+    Args:
+        path, boot, info: see `Participant`.
+        arithmetic: the numbers.
+        max_model: most bytes of a model it will take.
+        residual: what a former life of this node kept, with the run it belongs to.
+        keep: puts blobs away.
     """
 
-    def __init__(self, *, path: str, boot: int, info: Info, arithmetic: Arithmetic, max_model: int = MAX_MODEL) -> None:
+    def __init__(
+        self,
+        *,
+        path: str,
+        boot: int,
+        info: Info,
+        arithmetic: Arithmetic,
+        max_model: int = MAX_MODEL,
+        residual: tuple[str, Any] | None = None,
+        keep: Keep = in_memory,
+    ) -> None:
         super().__init__(path, boot)
+        self._residual: Any
         self._arithmetic = arithmetic
-        self._version = 0
         self._work: _EdgeWork | None = None
-        self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model)
-        self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot)
+        #: The digest of the parent's model up to which its chain has been passed on, and what children were told since.
+        self._followed: str | None = None
+        self._told: Any = None
+        #: What coding cut off from the updates accepted so far, in which run; and from the one that has no receipt yet.
+        self._residual_run, self._residual = residual if residual is not None else ("", None)
+        self._pending: tuple[str, Any] | None = None
+        self._pace = Pace()
+        self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model, keep=keep)
+        self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot, keep=keep)
 
     def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
         """Begin; an edge waits to be connected."""
@@ -77,14 +106,28 @@ class EdgeNode(Node):
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event."""
+        return self._hear(event, now) + self._watch(now)
+
+    def _watch(self, now: float) -> list[Action]:
+        participant, aggregator = self.participant, self.aggregator
+
+        def progress() -> dict[str, float]:
+            coming = participant.received or aggregator.received
+            return progress_of("receiving", coming) or progress_of("sending", participant.sent)
+
+        return self._pace.watch(participant.is_moving or aggregator.is_receiving, progress, now)
+
+    def _hear(self, event: Event, now: float) -> list[Action]:
         if isinstance(event, Connected):
             actions = self.participant.connected(now)
             return self._pass(actions, now) + self.aggregator.connected(session_present=event.session_present)
         if isinstance(event, Received):
             message, sender = event.message, event.sender
-            if sender == self.participant.parent and isinstance(message, RoundCall | ModelPart | Receipt | Want):
+            if sender == self.participant.parent and isinstance(
+                message, RoundCall | ModelPart | KeyPart | Receipt | Want
+            ):
                 return self._pass(self.participant.hear(message, now), now)
-            if isinstance(message, State | Decline | UpdatePart | WantModel):
+            if isinstance(message, FromChild):
                 return self._settle(self.aggregator.hear(message, sender, now), now)
             return [note("stranger", sender=sender, said=type(message).__name__)]
         if isinstance(event, Lost):
@@ -94,16 +137,17 @@ class EdgeNode(Node):
 
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for."""
-        return self._settle(self.aggregator.tick(now), now) + self._pass(self.participant.tick(now), now)
+        actions = self._settle(self.aggregator.tick(now), now) + self._pass(self.participant.tick(now), now)
+        return actions + self._pace.tick(now) + self._watch(now)
 
     def leave(self) -> list[Action]:
         """Leave on purpose: the children need not work on."""
-        return [*self.aggregator.cancel("the edge leaves"), *super().leave()]
+        return [*self.aggregator.cancel("the edge leaves"), *self._pace.rest(), *super().leave()]
 
     @property
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest."""
-        deadlines = (self.participant.next_deadline, self.aggregator.next_deadline)
+        deadlines = (self.participant.next_deadline, self.aggregator.next_deadline, self._pace.next_deadline)
         return min((moment for moment in deadlines if moment is not None), default=None)
 
     def _pass(self, actions: list[Action], now: float) -> list[Action]:
@@ -115,35 +159,60 @@ class EdgeNode(Node):
             elif isinstance(action, CancelWork):
                 self._work = None
                 out += self.aggregator.cancel("the call from above ended")
+            elif isinstance(action, Counted):
+                out += self._keep_residual(action)
             elif isinstance(action, RunOver):
                 self._work = None
-                out += [*self.aggregator.finish(action.run), action]
+                out += [*self.aggregator.finish(action.run), *self._pace.rest(), action]
             else:
                 out.append(action)
         return out
 
     def _begin(self, work: Work, now: float) -> list[Action]:
-        try:
-            weights = self._arithmetic.decode_model(work.model)
-            if self._arithmetic.digest(weights) != work.digest:
-                raise Refused("the model does not hash to what the call says")
-            tier = work.plan.tiers[0] if work.plan.tiers else Tier(codec=work.codec)
-            for codec in (tier.codec, work.codec):
-                self._arithmetic.accumulator(weights, codec)  # must be known before anybody works
-            if len(work.round) >= MAX_DEPTH:
-                raise Refused(f"a tree has at most {MAX_DEPTH} tiers")
-        except (Refused, ConfigError) as error:
-            return self._pass(self.participant.failed(work.work_id, str(error)), now)
+        tier = work.plan.tiers[0] if work.plan.tiers else Tier(codec=work.codec)
         if work.plan.kind is Kind.EVALUATE:
             tier = replace(tier, rounds=1)
-        self._work = _EdgeWork(work=work, tier=tier, base=weights, weights=weights)
-        return self._next_round(self._work, now, blob=work.model)
+        try:
+            if len(work.round) >= MAX_DEPTH:
+                raise Refused(f"a tree has at most {MAX_DEPTH} tiers")
+            for codec in (*codecs_of(tier.codec), *codecs_of(tier.downlink), work.codec):
+                self._arithmetic.is_lossless(codec)  # must be known before anybody works
+            shown = self._pass_on(work, tier)
+        except (Refused, ConfigError) as error:
+            return self._pass(self.participant.failed(work.work_id, str(error)), now)
+        if self._residual_run != work.run:
+            self._residual_run, self._residual = work.run, None
+        self._work = _EdgeWork(work=work, tier=tier)
+        return shown + self._next_round(self._work, now)
 
-    def _next_round(self, doing: _EdgeWork, now: float, blob: bytes | None = None) -> list[Action]:
+    def _pass_on(self, work: Work, tier: Tier) -> list[Action]:
+        """Bring the children to the parent's model: by its own deltas where they stand where it stood."""
+        chain, downlink = self.participant.chain, self.aggregator.downlink
+        assert chain is not None
+        known = downlink.chain
+        news = chain.since(self._followed) if known is not None and self._followed is not None else None
+        actions: list[Action] = []
+        if known is None or news is None or known.keyframe.run != work.run:
+            actions += downlink.begin(chain.keyframe)
+            for link in chain.links:
+                actions += downlink.follow(link.cut)
+        elif known.digest == self._followed:
+            downlink.lag = None
+            for link in news:
+                actions += downlink.follow(link.cut)
+        else:
+            for link in news:
+                downlink.move(self._arithmetic.decode(link.cut.blob, downlink.layout))
+            if self._told is not None:
+                downlink.move(self._arithmetic.subtract(None, self._told))
+            actions += downlink.show(tier, work.seed)[0]
+        self._followed, self._told = chain.digest, None
+        chain.forget_links()
+        return actions
+
+    def _next_round(self, doing: _EdgeWork, now: float) -> list[Action]:
         work = doing.work
-        self._version += 1
-        offered = self.aggregator.offer(run=work.run, version=self._version, weights=doing.weights, blob=blob)
-        opened = self.aggregator.open(
+        return self.aggregator.open(
             run=work.run,
             round_id=(*work.round, doing.done + 1),
             plan=replace(work.plan, tiers=work.plan.tiers[1:]),
@@ -151,7 +220,6 @@ class EdgeNode(Node):
             seed=work.plan.seed,
             now=now,
         )
-        return offered + opened
 
     def _settle(self, actions: list[Action], now: float) -> list[Action]:
         outcome, doing = self.aggregator.take_outcome(), self._work
@@ -166,22 +234,34 @@ class EdgeNode(Node):
             return actions + self._pass(self.participant.failed(doing.work.work_id, reason), now)
         if not outcome.is_missed:
             self._take(doing, outcome)
-            actions.append(
-                metrics_of(
-                    outcome.round,
-                    outcome.tallies,
-                    sum(outcome.accepted.values()),
-                    outcome.seconds,
-                    into={"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent},
-                )
+            metrics = metrics_of(
+                outcome.round,
+                outcome.tallies,
+                sum(outcome.accepted.values()),
+                outcome.seconds,
+                into={"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent},
             )
+            actions = actions + self._pace.say(metrics, now)
             if doing.done < doing.tier.rounds:
-                return actions + self._next_round(doing, now)
+                try:
+                    return actions + self._move_on(doing, outcome) + self._next_round(doing, now)
+                except Refused as error:
+                    self._work = None
+                    return actions + self._pass(self.participant.failed(doing.work.work_id, str(error)), now)
         return actions + self._contribute(doing, now)
 
-    @staticmethod
-    def _take(doing: _EdgeWork, outcome: Outcome) -> None:
-        doing.weights = outcome.weights
+    def _move_on(self, doing: _EdgeWork, outcome: Outcome) -> list[Action]:
+        """Tell the children where the model is after their round."""
+        downlink, arithmetic = self.aggregator.downlink, self._arithmetic
+        downlink.move(outcome.step)
+        self._told = arithmetic.add(self._told, outcome.step)
+        return downlink.show(doing.tier, cohort.lot(doing.work.plan.seed, outcome.round, self.path))[0]
+
+    def _take(self, doing: _EdgeWork, outcome: Outcome) -> None:
+        if outcome.step is not None:
+            doing.total = outcome.step if doing.total is None else self._arithmetic.add(doing.total, outcome.step)
+        doing.sent += outcome.sent
+        doing.received += outcome.received
         doing.samples.update(outcome.accepted)
         if not doing.done:  # the first round scores the model that came from above
             doing.tallies = {name: tally for name, tally in outcome.tallies.items() if name != "loss"}
@@ -197,10 +277,39 @@ class EdgeNode(Node):
         payload, weight = b"", sum(doing.samples.values())
         try:
             if work.plan.kind is Kind.TRAIN:
-                payload = self._arithmetic.encode_delta(doing.weights, doing.base, work.codec, work.seed)
+                payload = self._encode(doing)
             if weight > MAX_WEIGHT or len(tallies) > MAX_TALLIES:
                 raise Refused(f"{weight} samples and {len(tallies)} metrics, at most {MAX_WEIGHT} and {MAX_TALLIES}")
         except Refused as error:
             return self._pass(self.participant.failed(work.work_id, str(error)), now)
-        result = Contribution(payload=payload, weight=weight, tallies=tallies, seconds=doing.seconds)
+        result = Contribution(
+            payload=payload,
+            weight=weight,
+            tallies=tallies,
+            seconds=doing.seconds,
+            sent=doing.sent,
+            received=doing.received,
+        )
         return self._pass(self.participant.worked(work.work_id, result, now), now)
+
+    def _encode(self, doing: _EdgeWork) -> bytes:
+        """Code how far the model has moved, with what coding cut off before; keep what it cuts off now for later."""
+        work, arithmetic = doing.work, self._arithmetic
+        try:
+            delta = doing.total if self._residual is None else arithmetic.add(doing.total, self._residual)
+        except Refused:
+            self._residual, delta = None, doing.total  # of another model: a former life kept it
+        payload = arithmetic.encode(delta, work.codec, work.seed)
+        left = None
+        if not arithmetic.is_lossless(work.codec):
+            left = arithmetic.subtract(delta, arithmetic.decode(payload, self.aggregator.downlink.layout))
+        self._pending = (work.work_id, left)
+        return payload
+
+    def _keep_residual(self, counted: Counted) -> list[Action]:
+        if self._pending is None or self._pending[0] != counted.work_id:
+            return []
+        had, (_, self._residual), self._pending = self._residual, self._pending, None
+        if had is None and self._residual is None:
+            return []
+        return [KeepResidual(run=self._residual_run, residual=self._residual)]

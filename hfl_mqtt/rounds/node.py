@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hfl_mqtt.protocol.messages import (
     Metrics,
@@ -20,6 +20,67 @@ from hfl_mqtt.rounds.actions import (
 
 #: Most bytes of a model a node takes unless it is told otherwise.
 MAX_MODEL = 2**30
+
+
+#: A node that is no cloud publishes its metrics at most this often: on a metered link they would be most of the control
+#: traffic of short rounds, and MQTT Explorer plots a hundred points.
+METRICS_EVERY_S = 10.0
+
+
+class Pace:
+    """Says metrics, but not too often: what comes too early waits, and the newest is what is said then.
+
+    While parts move for longer than that, how far they are stands beside the newest.
+    """
+
+    def __init__(self) -> None:
+        self._last_s: float | None = None
+        self._newest: Send | None = None
+        self._is_waiting = False
+        self._moving_s: float | None = None
+        self._shown: dict[str, float] = {}
+
+    def say(self, metrics: Send, now: float) -> list[Action]:
+        """Say these now, or later."""
+        self._newest, self._is_waiting = metrics, True
+        return self.tick(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """Say what has waited long enough."""
+        if not self._is_waiting or (self._last_s is not None and now < self._last_s + METRICS_EVERY_S):
+            return []
+        self._last_s = now
+        return self.rest()
+
+    def rest(self) -> list[Action]:
+        """Say the newest now, whether or not it was said: what the shell adds to it is newer."""
+        self._is_waiting = False
+        return [self._newest] if self._newest is not None else []
+
+    def watch(self, is_moving: bool, progress: Callable[[], dict[str, float]], now: float) -> list[Action]:
+        """Look how far parts are once they have been on their way for long; to be called after every event."""
+        if not is_moving:
+            self._moving_s = None
+            if self._shown:  # what was said of them is past
+                self._shown, self._is_waiting = {}, True
+                self._newest = self._newest or Send(message=Metrics(values={}))
+            return []
+        if self._moving_s is None:
+            self._moving_s = now
+        if now < self._moving_s + METRICS_EVERY_S:
+            return []
+        self._moving_s, found = now, progress()
+        if not found or found == self._shown:
+            return []
+        self._shown, self._last_s, self._is_waiting = found, now, False
+        figures = self._newest.message.values if self._newest and isinstance(self._newest.message, Metrics) else {}
+        return [Send(message=Metrics(values={**figures, **found}))]
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `tick` or `watch` has something to say."""
+        moments = (self._last_s if self._is_waiting else None, self._moving_s)
+        return min((moment + METRICS_EVERY_S for moment in moments if moment is not None), default=None)
 
 
 class Node(ABC):
@@ -54,6 +115,15 @@ class Node(ABC):
     def leave(self) -> list[Action]:
         """Leave on purpose; nothing is handled after this."""
         return [Send(message=State(state=StateName.DISCONNECTED, boot=self.boot))]
+
+
+def progress_of(what: str, progress: tuple[int, int] | None) -> dict[str, float]:
+    """Return as figures how many bytes of all are over; none where nothing is on its way.
+
+    >>> progress_of("receiving", (40_250_000, 100_000_000))
+    {'receiving_mb': 40.2, 'of_mb': 100.0}
+    """
+    return {} if progress is None else {f"{what}_mb": round(progress[0] / 1e6, 1), "of_mb": round(progress[1] / 1e6, 1)}
 
 
 def metrics_of(

@@ -1,75 +1,125 @@
-"""The model an aggregator offers its children: parts in retained slots, and a manifest beside them."""
+"""The model an aggregator offers its children: a chain in retained slots.
+
+A delta is heard by whoever listens; keyframe and older deltas lie in the broker for whoever comes late, who fetches
+them by name: the aggregator does nothing for it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-from hfl_mqtt.protocol.blobs import Cut
-from hfl_mqtt.protocol.messages import Manifest, ModelPart, WantModel
+from hfl_mqtt.protocol.blobs import Cut, Keep, in_memory
+from hfl_mqtt.protocol.messages import Buffer, Keyframe, KeyPart, Manifest, ModelPart, WantModel
+from hfl_mqtt.protocol.topics import slot
+from hfl_mqtt.protocol.wire import keyframe_pieces, unpack_keyframe
 from hfl_mqtt.rounds.actions import Action, ClearSlots, Send
-from hfl_mqtt.rounds.arithmetic import Arithmetic
+from hfl_mqtt.rounds.arithmetic import DELTAS_PER_KEY, MAX_DELTAS
+from hfl_mqtt.rounds.chain import Chain, Link
 
 #: A part is put into its slot again at most this often, however many children ask.
 REPUBLISH_S = 2.0
 
 
 class Offer:
-    """One model version, encoded once.
+    """A chain in its slots.
 
     Args:
-        run: the run it belongs to.
-        version: its number.
-        weights: the model.
-        digest: their name.
-        arithmetic: encodes them.
-        blob: its encoding, where it is at hand.
+        keyframe: where it starts.
+        before: the offer in whose slots it is put.
+        keep: puts blobs away.
     """
 
-    def __init__(
-        self,
-        *,
-        run: str,
-        version: int,
-        weights: Any,
-        digest: str,
-        arithmetic: Arithmetic,
-        blob: bytes | None = None,
-    ) -> None:
-        self.weights = weights
-        self._cut = Cut.of(blob if blob is not None else arithmetic.encode_model(weights))
-        self._republished_s: dict[int, float] = {}
-        self.manifest = Manifest(
-            run=run,
-            version=version,
-            digest=digest,
-            blob=self._cut.digest,
-            size=len(self._cut.blob),
-            parts=self._cut.count,
-            codec=arithmetic.model_codec,
-        )
+    def __init__(self, keyframe: Keyframe, before: Offer | None = None, keep: Keep = in_memory) -> None:
+        self._keep = keep
+        self._key = Cut.kept(keyframe_pieces(keyframe), keep)
+        self.chain = Chain(unpack_keyframe(self._key.blob))  # views of the same bytes
+        self._stale_keys = before._key.count if before is not None else 0
+        self._stale_slots = before._slots() if before is not None else []
+        self._republished_s: dict[tuple[bool, int, int], float] = {}
 
-    def show(self, before: Offer | None = None) -> list[Action]:
-        """Fill the slots, say the manifest, and clear the slots that only the model `before` had."""
-        parts: list[Action] = [Send(message=self._part(index)) for index in range(self._cut.count)]
-        emptied = before is not None and before._cut.count > self._cut.count
-        clear = [ClearSlots(first=self._cut.count, end=before._cut.count)] if before is not None and emptied else []
-        return [*parts, Send(message=self.manifest), *clear]
+    @property
+    def manifest(self) -> Manifest:
+        """What a call says of the model."""
+        return self.chain.manifest
+
+    def show(self) -> list[Action]:
+        """Fill all slots, and clear those that only an earlier chain had."""
+        actions = self._show_key()
+        for frame, link in enumerate(self.chain.links):
+            actions += [Send(message=self._part(frame, link, index)) for index in range(link.cut.count)]
+        return [*actions, *self._clear()]
+
+    def push(self, delta: Buffer | Cut) -> list[Action]:
+        """Put one more delta into its slot."""
+        link = self.chain.push(delta)
+        frame = len(self.chain.links) - 1
+        return [Send(message=self._part(frame, link, index)) for index in range(link.cut.count)]
+
+    def is_long(self, key_bytes: int) -> bool:
+        """Whether a keyframe of that many bytes would now serve late joiners better than the deltas since the last."""
+        return len(self.chain.links) >= MAX_DELTAS or self.chain.deltas_bytes >= DELTAS_PER_KEY * key_bytes
+
+    def rebase(self, keyframe: Keyframe) -> list[Action]:
+        """Put a keyframe of the newest version into its slots, and clear those of the deltas that led to it."""
+        self._stale_keys, self._stale_slots = self._key.count, self._slots()
+        self._key = Cut.kept(keyframe_pieces(keyframe), self._keep)
+        self.chain.rebase(unpack_keyframe(self._key.blob))
+        self._republished_s.clear()
+        return [*self._show_key(), *self._clear()]
 
     def again(self, want: WantModel, now: float) -> list[Action]:
         """Put the parts that a child misses into their slots again, unless that was done a moment ago."""
+        first = self.chain.keyframe.version
+        frame = want.version - first - 1
+        if want.is_key:
+            count = self._key.count if want.version == first else 0
+        else:
+            count = self.chain.links[frame].cut.count if 0 <= frame < len(self.chain.links) else 0
         due = [
             index
             for index in sorted(set(want.parts))
-            if index < self._cut.count and now - self._republished_s.get(index, -REPUBLISH_S) >= REPUBLISH_S
+            if index < count
+            and now - self._republished_s.get((want.is_key, want.version, index), -REPUBLISH_S) >= REPUBLISH_S
         ]
-        self._republished_s.update(dict.fromkeys(due, now))
-        return [Send(message=self._part(index)) for index in due]
+        self._republished_s.update({(want.is_key, want.version, index): now for index in due})
+        if want.is_key:
+            return [Send(message=self._key_part(index)) for index in due]
+        return [Send(message=self._part(frame, self.chain.links[frame], index)) for index in due]
 
-    def _part(self, index: int) -> ModelPart:
-        return ModelPart(
-            blob=self._cut.digest,
+    def _slots(self) -> list[str]:
+        return [slot(frame, index) for frame, link in enumerate(self.chain.links) for index in range(link.cut.count)]
+
+    def _show_key(self) -> list[Action]:
+        actions: list[Action] = [Send(message=self._key_part(index)) for index in range(self._key.count)]
+        if self._stale_keys > self._key.count:
+            stale = tuple(str(index) for index in range(self._key.count, self._stale_keys))
+            actions.append(ClearSlots(slots=stale, is_key=True))
+        self._stale_keys = 0
+        return actions
+
+    def _clear(self) -> list[Action]:
+        used = set(self._slots())
+        stale = tuple(name for name in self._stale_slots if name not in used)
+        self._stale_slots = []
+        return [ClearSlots(slots=stale)] if stale else []
+
+    def _key_part(self, index: int) -> KeyPart:
+        key = self._key
+        return KeyPart(
+            version=self.chain.keyframe.version,
+            blob=key.digest,
             index=index,
-            count=self._cut.count,
-            size=len(self._cut.blob),
-            data=self._cut.part(index),
+            count=key.count,
+            size=key.size,
+            data=key.part(index),
+        )
+
+    @staticmethod
+    def _part(frame: int, link: Link, index: int) -> ModelPart:
+        return ModelPart(
+            frame=frame,
+            version=link.version,
+            blob=link.cut.digest,
+            index=index,
+            count=link.cut.count,
+            size=link.cut.size,
+            data=link.cut.part(index),
         )

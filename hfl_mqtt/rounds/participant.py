@@ -8,14 +8,17 @@ It answers a call it hears twice with what it said before, so a lost message cos
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
-from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol.blobs import WINDOW, Cut, Reassembler
+from hfl_mqtt.protocol.blobs import WINDOW, Cut, Keep, in_memory, part_length
 from hfl_mqtt.protocol.messages import (
+    AUTO,
+    Announce,
     Decline,
     Info,
-    Manifest,
+    KeyPart,
+    Kind,
     ModelPart,
     Phase,
     Receipt,
@@ -25,14 +28,17 @@ from hfl_mqtt.protocol.messages import (
     Update,
     UpdatePart,
     Want,
-    WantModel,
     round_text,
 )
 from hfl_mqtt.protocol.topics import parent
-from hfl_mqtt.protocol.wire import pack_update
-from hfl_mqtt.rounds import cohort
-from hfl_mqtt.rounds.actions import Action, CancelWork, Contribution, RunOver, Send, Work, note
+from hfl_mqtt.protocol.wire import update_pieces
+from hfl_mqtt.rounds import cohort, ladder
+from hfl_mqtt.rounds.actions import Action, CancelWork, Contribution, Counted, RunOver, Send, Work, note
+from hfl_mqtt.rounds.chain import Chain
+from hfl_mqtt.rounds.following import Following
 
+#: Work that is done sooner is not told of: the state that people see would only flicker, and every message costs.
+TELL_S = 5.0
 #: A node that has heard nothing of its parent says again that it is there.
 ANNOUNCE_S = 15.0
 MAX_ANNOUNCE_S = 300.0
@@ -44,6 +50,10 @@ PATIENCE_S = 30.0
 MAX_PROBES = 10
 #: Runs that ended and are remembered, so that a late call of theirs is not taken for a new run.
 PAST_RUNS = 8
+
+
+#: What a participant hears of its parent.
+FromParent = RoundCall | ModelPart | KeyPart | Receipt | Want
 
 
 class Stage(Enum):
@@ -67,9 +77,10 @@ class Participant:
         boot: how often this node has been started; goes into its state.
         info: what it says of itself at birth.
         max_model: most bytes of a model it will take.
+        keep: puts blobs away.
     """
 
-    def __init__(self, *, path: str, boot: int, info: Info, max_model: int) -> None:
+    def __init__(self, *, path: str, boot: int, info: Info, max_model: int, keep: Keep = in_memory) -> None:
         above = parent(path)
         if above is None:
             raise ValueError(f"{path!r} has no parent to contribute to")
@@ -80,9 +91,14 @@ class Participant:
         self._decline: Decline | None = None
         self._has_counted = False
         self._past_runs: list[str] = []
-        self._models = Reassembler(max_blob=max_model, max_total=2 * max_model, per_sender=2, window=None)
-        self._model: tuple[str, bytes] | None = None
+        self._keep = keep
+        self.following = Following(max_model, keep)
         self._upload: Cut | None = None
+        self._is_announced = False
+        #: Parts up to the last one sent: the parent asks for them in order.
+        self._parts_sent = 0
+        #: The work whose result was sent last, while nothing newer was begun: its receipt may come after the next call.
+        self._unreceipted: str | None = None
         self._probe_at_s: float | None = None
         self._probe_wait_s = PROBE_S
         self._sent_s = 0.0
@@ -90,6 +106,16 @@ class Participant:
         self._is_linked = True
         self._announce_at_s: float | None = None
         self._announce_wait_s = ANNOUNCE_S
+        self._told = StateName.READY
+        self._tell_at_s: float | None = None
+        self._began_s = 0.0
+        #: Bytes sent and received so far, as the shell counts them, and what of them has been reported upwards.
+        self.meter: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self._reported = self._to_report = (0, 0)
+        #: Bytes per second that the last upload got through; None before the first.
+        self.goodput: float | None = None
+        #: How updates are coded now, and why, where that is this node's choice.
+        self.choice: ladder.Choice | None = None
 
     # -------------------------------------------------------------- link
 
@@ -101,7 +127,11 @@ class Participant:
         self._is_linked, self._probes = True, 0
         if self._probe_at_s is not None or self.stage is Stage.SENDING:
             self._probe_at_s, self._probe_wait_s = now, PROBE_S
-        return [Send(message=self._info), self._state(self._state_name)]
+        self._told = self._state_name
+        hello: list[Action] = [Send(message=self._info), self._state(self._told)]
+        if self.stage is Stage.FETCHING and self._call is not None:  # what was fetched went with the connection
+            hello += self.following.want(self._call.run, self._call.model, now)
+        return hello
 
     def lost(self) -> None:
         """Ask and probe no more until the link is back: it would all wait in line and go out at once."""
@@ -109,14 +139,18 @@ class Participant:
 
     # -------------------------------------------------------------- from the parent
 
-    def hear(self, message: RoundCall | ModelPart | Receipt | Want, now: float) -> list[Action]:
+    def hear(self, message: FromParent, now: float) -> list[Action]:
         """Take a message of the parent."""
         if isinstance(message, RoundCall):
             return self._hear_call(message, now)
-        if isinstance(message, ModelPart):
-            return self._hear_part(message, now)
+        if isinstance(message, ModelPart | KeyPart):
+            if message.size > self.following.max_model and self.stage is Stage.FETCHING:
+                return self._say_decline(
+                    f"the model has {message.size} bytes, this node takes {self.following.max_model}: raise max_model"
+                )
+            return self.following.hear(message, now) + self._work_if_here(now)
         if isinstance(message, Receipt):
-            return self._hear_receipt(message)
+            return self._hear_receipt(message, now)
         return self._hear_want(message, now)
 
     def _hear_call(self, call: RoundCall, now: float) -> list[Action]:
@@ -146,7 +180,9 @@ class Participant:
         if call.round > known.round:
             return self._drop(f"{round_text(call.round)} began") + self._begin(call, now)
         if call.phase is Phase.CLOSED:
-            return self._drop(f"{round_text(call.round)} closed")
+            dropped = self._drop(f"{round_text(call.round)} closed")
+            self._call, self._has_counted = call, False  # an edge that missed it may open it once more
+            return dropped
         if call.attempt > known.attempt and self.stage is Stage.JOINED and not self._has_counted:
             return self._begin(call, now)
         return self._repeat(now)
@@ -164,14 +200,7 @@ class Participant:
         if not cohort.is_asked(call.draw, call.round, self.path):
             return [note("not_asked", run=call.run, round=round_text(call.round))]
         self.stage = Stage.FETCHING
-        if self._model is not None and self._model[0] == call.model.blob:
-            return self._work(self._model[1])
-        if call.model.size > self._models.max_blob:
-            return self._say_decline(
-                f"the model has {call.model.size} bytes, this node takes {self._models.max_blob}: raise max_model"
-            )
-        self._probe_at_s, self._probe_wait_s = now + PROBE_S, PROBE_S
-        return []
+        return self.following.want(call.run, call.model, now) + self._work_if_here(now)
 
     def _repeat(self, now: float) -> list[Action]:
         """Answer a call heard again with what was said before: the parent may have missed it."""
@@ -182,42 +211,36 @@ class Participant:
             # A probe is a whole part: it must not stand in the way of those that are still under way.
             earliest_s = max(self._sent_s + PATIENCE_S, now)
             self._probe_at_s = earliest_s if self._probe_at_s is None else min(self._probe_at_s, earliest_s)
-        elif self._probe_at_s is not None:
-            self._probe_at_s = min(self._probe_at_s, now)
         return []
 
-    def _hear_part(self, part: ModelPart, now: float) -> list[Action]:
-        if self._model is not None and part.blob == self._model[0]:
-            return []
-        try:
-            progress = self._models.add(self.parent, part, now)
-        except Malformed as error:
-            if self._is_fetching(part.blob) and not self._models.is_open(self.parent, part.blob):
-                self._probe_at_s, self._probe_wait_s = now + PROBE_S, PROBE_S
-            return [note("malformed", sender=self.parent, reason=str(error))]
-        if progress.blob is None:
-            if self._is_fetching(part.blob):
-                self._probe_at_s = None  # the reassembler now asks for what is missing
-            return []
-        self._model = (part.blob, progress.blob)
-        if self._is_fetching(part.blob):
-            return self._work(progress.blob)
-        return []
-
-    def _hear_receipt(self, receipt: Receipt) -> list[Action]:
+    def _hear_receipt(self, receipt: Receipt, now: float) -> list[Action]:
         call = self._call
         meant = call is not None and (receipt.run, receipt.round, receipt.base) == (
             call.run,
             call.round,
-            call.model.digest,
+            call.model.digest[:16],
         )
         if self.stage is not Stage.SENDING or call is None or not meant:
-            return [note("receipt_out_of_place", round=round_text(receipt.round))]
+            late = note("receipt_out_of_place", round=round_text(receipt.round))
+            work_id = self._unreceipted
+            if work_id is None or work_id != f"{receipt.run}/{round_text(receipt.round)}":
+                return [late]
+            self._unreceipted = None
+            return [Counted(work_id=work_id), late] if receipt.accepted else [late]
+        self._unreceipted = None  # a receipt that comes twice counts once
+        if self._upload is not None:
+            self.goodput = self._upload.size / max(now - self._began_s, 1e-3)
         self._end_upload()
         self._has_counted = receipt.accepted
         event = "accepted" if receipt.accepted else "refused"
         said = {"run": call.run, "round": round_text(call.round), "kind": call.plan.kind.value}
-        return [note(event, **said, reason=receipt.reason)]
+        told = note(event, **said, reason=receipt.reason)
+        if not receipt.accepted:
+            return [told]
+        self._reported = self._to_report
+        if call.plan.kind is not Kind.TRAIN:  # nothing was coded
+            return [told]
+        return [Counted(work_id=self._work_id(call)), told]
 
     def _hear_want(self, want: Want, now: float) -> list[Action]:
         if self._upload is None or want.blob != self._upload.digest:
@@ -226,6 +249,8 @@ class Participant:
         wait_s = max(PROBE_S, 2 * (now - self._sent_s), self._probe_wait_s / 2)
         self._probe_wait_s = min(wait_s, MAX_PROBE_S)
         self._probe_at_s, self._sent_s, self._probes = now + self._probe_wait_s, now, 0
+        if self._is_announced:
+            self._is_announced, self._began_s = False, now
         return self._send_parts(sorted(index for index in set(want.parts) if index < self._upload.count))
 
     # -------------------------------------------------------------- from the work
@@ -235,28 +260,40 @@ class Participant:
         call = self._call
         if self.stage is not Stage.WORKING or call is None or work_id != self._work_id(call):
             return []
+        if result.keyframe is not None and self.following.chain is not None:
+            self.following.chain.rebase(result.keyframe)
+        self._to_report = self.meter()
         update = Update(
-            run=call.run,
-            round=call.round,
-            sender=self.path,
-            base=call.model.digest,
             weight=result.weight,
             payload=result.payload,
             tallies=result.tallies,
+            sent=result.sent + self._to_report[0] - self._reported[0],
+            received=result.received + self._to_report[1] - self._reported[1],
         )
-        self._upload = Cut.of(pack_update(update))
-        self.stage = Stage.SENDING
+        self._upload = Cut.kept(update_pieces(update), self._keep)
+        self._unreceipted = work_id if call.plan.kind is Kind.TRAIN else None  # else nothing was coded
+        self.stage, self._parts_sent = Stage.SENDING, 0
         self._probe_at_s, self._probe_wait_s, self._sent_s = now + PROBE_S, PROBE_S, now
-        self._probes = 0
-        sent = self._send_parts(range(min(WINDOW, self._upload.count)))
-        return [*sent, self._state(StateName.READY)]
+        self._probes, self._began_s = 0, now
+        self._is_announced = self._upload.size > call.unasked
+        sent = self._announce() if self._is_announced else self._send_parts(range(min(WINDOW, self._upload.count)))
+        worked = note(
+            "worked",
+            run=call.run,
+            round=round_text(call.round),
+            kind=call.plan.kind.value,
+            seconds=round(result.seconds, 4),
+            bytes=len(result.payload),
+            **({"codec": self.choice.codec, "reason": self.choice.reason} if self.choice is not None else {}),
+        )
+        return [*sent, worked, *self._tell()]
 
     def failed(self, work_id: str, reason: str) -> list[Action]:
         """Take it that the work gave nothing."""
         call = self._call
         if self.stage is not Stage.WORKING or call is None or work_id != self._work_id(call):
             return []
-        return [*self._say_decline(reason), self._state(StateName.READY)]
+        return [*self._say_decline(reason), *self._tell()]
 
     # -------------------------------------------------------------- time
 
@@ -264,15 +301,10 @@ class Participant:
         """Ask again, or probe, where nothing has come for long enough."""
         if not self._is_linked:
             return []
-        # A model that nobody called for yet is kept, and not asked for: its call stands in line behind it.
-        actions: list[Action] = [
-            Send(message=WantModel(blob=ask.blob, parts=ask.parts))
-            for ask in self._models.tick(now)
-            if self._is_fetching(ask.blob)
-        ]
-        wanted = self._call.model.blob if self._call is not None else ""
-        if self._probe_at_s is None and self._is_fetching(wanted) and not self._models.is_open(self.parent, wanted):
-            self._probe_at_s, self._probe_wait_s = now, PROBE_S  # it grew too old; begin again
+        actions = self.following.tick(now)
+        if self._tell_at_s is not None and now >= self._tell_at_s:
+            self._tell_at_s = None
+            actions += self._tell()
         if self._announce_at_s is not None and now >= self._announce_at_s:
             self._announce_wait_s = min(self._announce_wait_s * 2, MAX_ANNOUNCE_S)
             self._announce_at_s = now + self._announce_wait_s
@@ -281,10 +313,8 @@ class Participant:
             return actions
         self._probe_wait_s = min(self._probe_wait_s * 2, MAX_PROBE_S)
         self._probe_at_s = now + self._probe_wait_s
-        if self.stage is Stage.FETCHING and self._call is not None:
-            manifest: Manifest = self._call.model
-            parts = self._models.missing(self.parent, manifest.blob) or tuple(range(min(manifest.parts, WINDOW)))
-            actions.append(Send(message=WantModel(blob=manifest.blob, parts=parts)))
+        if self.stage is Stage.SENDING and self._is_announced:
+            actions += self._announce()
         elif self.stage is Stage.SENDING and self._probes < MAX_PROBES:
             self._probes += 1
             actions += self._send_parts([0])
@@ -297,8 +327,26 @@ class Participant:
         """When `tick` has something to do next."""
         if not self._is_linked:
             return None
-        moments = (self._probe_at_s, self._announce_at_s, self._models.next_deadline)
+        moments = (self._probe_at_s, self._announce_at_s, self._tell_at_s, self.following.next_deadline)
         return min((moment for moment in moments if moment is not None), default=None)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether a model is on its way here, or an update on its way up."""
+        return self._is_linked and self.stage in (Stage.FETCHING, Stage.SENDING)
+
+    @property
+    def received(self) -> tuple[int, int] | None:
+        """How many bytes of a model that is on its way here have come, and all of them; None where none is."""
+        return self.following.progress() if self.stage is Stage.FETCHING else None
+
+    @property
+    def sent(self) -> tuple[int, int] | None:
+        """How many bytes of an update that is on its way up were asked for and sent, and all; None where none is."""
+        upload = self._upload
+        if upload is None:
+            return None
+        return min(self._parts_sent * part_length(upload.size, upload.count), upload.size), upload.size
 
     @property
     def call(self) -> RoundCall | None:
@@ -307,22 +355,32 @@ class Participant:
 
     # -------------------------------------------------------------- inside
 
-    def _work(self, model: bytes) -> list[Action]:
-        call = self._call
-        assert call is not None
-        self.stage = Stage.WORKING
-        self._probe_at_s = None
+    @property
+    def chain(self) -> Chain | None:
+        """The parent's model as far as it is known."""
+        return self.following.chain
+
+    def _work_if_here(self, now: float) -> list[Action]:
+        call, chain = self._call, self.following.chain
+        if self.stage is not Stage.FETCHING or call is None or chain is None or not self.following.has_arrived:
+            return []
+        self.stage, self._unreceipted = Stage.WORKING, None
+        self.following.rest()
+        self._probe_at_s, self._tell_at_s = None, now + TELL_S
+        codec = call.codec
+        if codec == AUTO:
+            self.choice = ladder.choose(chain.keyframe.size, self.goodput, call.budget)
+            codec = self.choice.codec
         work = Work(
             work_id=self._work_id(call),
             run=call.run,
             round=call.round,
             plan=call.plan,
-            codec=call.codec,
-            model=model,
-            digest=call.model.digest,
+            codec=codec,
+            model=chain.model,
             seed=cohort.lot(call.plan.seed, call.round, self.path),
         )
-        return [self._state(StateName.TRAINING), work]
+        return [work]
 
     def _drop(self, why: str) -> list[Action]:
         call, stage = self._call, self.stage
@@ -332,12 +390,13 @@ class Participant:
         where = {"run": call.run, "round": round_text(call.round)}
         if stage is Stage.WORKING:
             cancel = CancelWork(work_id=self._work_id(call))
-            return [cancel, self._state(StateName.READY), note("cancelled", **where, reason=why)]
+            return [cancel, *self._tell(), note("cancelled", **where, reason=why)]
         return [note("given_up", **where, reason=why, stage=stage.value)]
 
     def _end_upload(self) -> None:
         self.stage = Stage.JOINED
         self._upload = self._probe_at_s = None
+        self.following.rest()
 
     def _remember(self, run: str) -> None:
         self._past_runs = [*self._past_runs, run][-PAST_RUNS:]
@@ -345,7 +404,7 @@ class Participant:
     def _end_run(self, run: str) -> None:
         self._remember(run)
         self._call = self._decline = None
-        self._models.clear()
+        self.following.forget()
 
     def _say_decline(self, reason: str) -> list[Action]:
         call = self._call
@@ -359,6 +418,7 @@ class Participant:
         call, upload = self._call, self._upload
         assert call is not None
         assert upload is not None
+        self._parts_sent = max([self._parts_sent, *(index + 1 for index in indices)])
         return [
             Send(
                 message=UpdatePart(
@@ -368,15 +428,35 @@ class Participant:
                     blob=upload.digest,
                     index=index,
                     count=upload.count,
-                    size=len(upload.blob),
+                    size=upload.size,
                     data=upload.part(index),
                 )
             )
             for index in indices
         ]
 
-    def _is_fetching(self, blob: str) -> bool:
-        return self.stage is Stage.FETCHING and self._call is not None and self._call.model.blob == blob
+    def _announce(self) -> list[Action]:
+        call, upload = self._call, self._upload
+        assert call is not None
+        assert upload is not None
+        announced = Announce(
+            run=call.run,
+            round=call.round,
+            base=call.model.digest[:16],
+            blob=upload.digest,
+            size=upload.size,
+            count=upload.count,
+        )
+        return [Send(message=announced)]
+
+    def _tell(self) -> list[Action]:
+        """Say our state where it is another than the last one said."""
+        if self.stage is not Stage.WORKING:
+            self._tell_at_s = None
+        if self._told is self._state_name:
+            return []
+        self._told = self._state_name
+        return [self._state(self._told)]
 
     @staticmethod
     def _work_id(call: RoundCall) -> str:

@@ -6,7 +6,7 @@ to the `sink` it was given, which only enqueues. A link reconnects by itself, fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -106,6 +106,20 @@ class Link(Protocol):
 
     def done(self, arrived: Arrived) -> None:
         """Acknowledge a message to the broker, which then may send the next."""
+
+    def fetch(self, topics: Sequence[str]) -> None:
+        """Ask the broker, once, for what it retains on exactly these topics.
+
+        It comes as `Arrived` and there is no other answer: none where nothing is retained, until something is said
+        there. Asking again asks the broker again. What was asked for is forgotten when the connection is lost, and
+        nothing is asked while the link is down. A message that a filter matches too may come twice.
+        """
+
+    def hang_up(self) -> None:
+        """Begin to close and return at once: nothing more can be published. Idempotent.
+
+        Who closes many links hangs them all up first, so that they wait for their brokers at the same time.
+        """
 
     def close(self) -> None:
         """Disconnect after what was published has gone out, within a few seconds; no will is sent. Idempotent."""

@@ -8,7 +8,7 @@ Nothing moves by itself. Every hop is scheduled, and `deliver_due` makes it happ
 
 >>> from hfl_mqtt.transport.link import Arrived, Up
 >>> broker, heard = MemoryBroker(), []
->>> cloud = MemoryLink(broker, "cloud", [("up/+", 1)], heard.append)
+>>> cloud = MemoryLink(broker, "cloud", [Filter(topic="up/+", qos=1)], heard.append)
 >>> device = MemoryLink(broker, "cloud/pi", [], lambda event: None)
 >>> cloud.open(); device.open(); device.publish(Frame(topic="up/0", payload=b"weights"))
 >>> broker.next_due
@@ -21,12 +21,14 @@ Nothing moves by itself. Every hop is scheduled, and `deliver_due` makes it happ
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Protocol
 
 from hfl_mqtt.errors import Misuse
+from hfl_mqtt.protocol.topics import Filter
 from hfl_mqtt.protocol.wire import Frame
 from hfl_mqtt.transport.faults import Faults, Lane, Wire
 from hfl_mqtt.transport.link import Arrived, Down, Sink, Traffic, Up
@@ -93,6 +95,10 @@ class MemoryBroker:
         """Add or change a subscription."""
         self._filters.at(pattern)[name] = (subscriber, qos)
 
+    def unsubscribe(self, pattern: str, name: str) -> None:
+        """End a subscription, if there is one."""
+        self._filters.at(pattern).pop(name, None)
+
     def session(self, client_id: str) -> tuple[_Session, bool]:
         """Return the session of a client, and whether it was there before."""
         was_there = client_id in self._sessions
@@ -104,8 +110,9 @@ class MemoryBroker:
         """Forget a session with its subscriptions and what it kept."""
         session = self._sessions.pop(client_id, None)
         if session is not None:
+            session.forget_fetches()
             for pattern in session.patterns:
-                self._filters.at(pattern).pop(client_id, None)
+                self.unsubscribe(pattern, client_id)
 
 
 class _Session:
@@ -115,7 +122,8 @@ class _Session:
         self.broker = broker
         self.link: MemoryLink | None = None
         self.patterns: dict[str, int] = {}
-        self._client_id = client_id
+        self.client_id = client_id
+        self._fetches: dict[str, _Fetch] = {}
         self._waiting: deque[Frame] = deque()
         self._unacked: dict[int, Frame] = {}
         self._tokens = count(1)
@@ -125,18 +133,44 @@ class _Session:
         self._give(frame, min(frame.qos, qos), retain=False)
 
     def begin(self, link: MemoryLink) -> None:
-        """Attach a connection. What was not acknowledged is delivered again, under new tokens, before the rest."""
+        """Attach a connection. What was not acknowledged is delivered again, under new tokens, before the rest.
+
+        What an earlier connection asked for with `fetch` is forgotten.
+        """
+        self.forget_fetches()
         self.link = link
         self._waiting.extendleft(reversed(self._unacked.values()))
         self._unacked.clear()
 
-    def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
-        """Take the filters of a connection and give what is retained under them, known or not, as MQTT does."""
-        for pattern, qos in filters:
-            self.patterns[pattern] = qos
-            self.broker.subscribe(pattern, self._client_id, self, qos)
-            for frame in self.broker.retained(pattern):
-                self._give(frame, min(frame.qos, qos), retain=True)
+    def subscribe(self, filters: Sequence[Filter]) -> None:
+        """Take the filters of a connection and give what is retained under those that want it, known or not."""
+        for each in filters:
+            self.patterns[each.topic] = each.qos
+            self.broker.subscribe(each.topic, self.client_id, self, each.qos)
+            if each.wants_retained:
+                for frame in self.broker.retained(each.topic):
+                    self._give(frame, min(frame.qos, each.qos), retain=True)
+
+    def fetch(self, topic: str) -> None:
+        """Give what is retained on a topic; where nothing is, the next that is said there."""
+        kept = self.broker.retained(topic)
+        if kept:
+            self.end_fetch(topic)
+            self._give(kept[0], 0, retain=True)
+        else:
+            self._fetches[topic] = waiting = _Fetch(self, topic)
+            self.broker.subscribe(topic, waiting.name, waiting, 0)
+
+    def end_fetch(self, topic: str) -> None:
+        """Wait no longer for what was asked for."""
+        waiting = self._fetches.pop(topic, None)
+        if waiting is not None:
+            self.broker.unsubscribe(topic, waiting.name)
+
+    def forget_fetches(self) -> None:
+        """Wait no longer for anything that was asked for."""
+        for topic in list(self._fetches):
+            self.end_fetch(topic)
 
     def deliver(self) -> None:
         """Send on what waits, as far as the client's window is open."""
@@ -161,6 +195,18 @@ class _Session:
             self.link.bring(Arrived(frame=frame))
 
 
+class _Fetch:
+    """A subscription to one topic that the first message ends."""
+
+    def __init__(self, session: _Session, topic: str) -> None:
+        self.name = f"{session.client_id} fetches"
+        self._session, self._topic = session, topic
+
+    def take(self, frame: Frame, qos: int) -> None:
+        self._session.end_fetch(self._topic)
+        self._session.take(frame, qos)
+
+
 class MemoryLink:
     """A link to a `MemoryBroker`, see `Link`; for one thread only.
 
@@ -170,7 +216,7 @@ class MemoryLink:
     Args:
         broker: where to connect.
         client_id: the session's name at the broker: the node's path.
-        filters: what to subscribe to, as (filter, QoS); they must not overlap.
+        filters: what to subscribe to; they must not overlap.
         sink: takes the events, from within `deliver_due` and `cut`; it must only enqueue.
         will: what the broker says when the link is cut or crashes.
         clean: forget the session when the link goes.
@@ -182,7 +228,7 @@ class MemoryLink:
         self,
         broker: MemoryBroker,
         client_id: str,
-        filters: Sequence[tuple[str, int]],
+        filters: Sequence[Filter],
         sink: Sink,
         *,
         will: Frame | None = None,
@@ -239,6 +285,18 @@ class MemoryLink:
         """Acknowledge a message; one from an earlier connection is not, the broker delivers it again by itself."""
         if self._session is not None:
             self._session.done(arrived.token)
+
+    def fetch(self, topics: Sequence[str]) -> None:
+        """Ask the broker for what it retains on these topics; nothing is asked while the link is down."""
+        connection = self._connection
+        if self._session is None:
+            return
+        for topic in topics:
+            self._up.carry(topic, self._slow_only, partial(self._fetch, topic, connection))
+
+    def hang_up(self) -> None:
+        """Close; there is nothing to wait for here. Idempotent."""
+        self.close()
 
     def close(self) -> None:
         """Disconnect; what was published while up still goes out, and no will is said. Idempotent."""
@@ -305,11 +363,18 @@ class MemoryLink:
     def _faults(self) -> Faults | None:
         return self.faults if self.faults is not None else self._broker.faults
 
+    @property
+    def _slow_only(self) -> Faults | None:
+        """The faults for what has no message in it: a link connects, subscribes and fetches late, but never in vain."""
+        return self._faults and replace(self._faults, loss=0.0, duplication=0.0, reordering=0.0)
+
     def _call(self) -> None:
         connection = self._connection
-        # Connecting takes its time but is never lost: a link tries for ever.
-        faults = self._faults and replace(self._faults, loss=0.0, duplication=0.0, reordering=0.0)
-        self._up.carry("", faults, lambda: self._connected(connection))
+        self._up.carry("", self._slow_only, lambda: self._connected(connection))
+
+    def _fetch(self, topic: str, connection: int) -> None:
+        if connection == self._connection and self._session is not None:
+            self._session.fetch(topic)
 
     def _connected(self, connection: int) -> None:
         if connection != self._connection or self._is_cut or self._is_gone or self._session is not None:
@@ -360,14 +425,14 @@ class Bridge:
         self,
         lower: MemoryBroker,
         upper: MemoryBroker,
-        rules: Sequence[tuple[str, str]],
+        rules: Sequence[tuple[str, str, int]],
         name: str,
         faults: Faults | None,
     ) -> None:
         self.faults = faults
         self.is_cut = False
-        self._out = _Outlet(self, lower, upper, name, [pattern for pattern, way in rules if way == "out"])
-        self._in = _Outlet(self, upper, lower, name, [pattern for pattern, way in rules if way == "in"])
+        self._out = _Outlet(self, lower, upper, name, {pattern: qos for pattern, way, qos in rules if way == "out"})
+        self._in = _Outlet(self, upper, lower, name, {pattern: qos for pattern, way, qos in rules if way == "in"})
         self._out.back, self._in.back = self._in, self._out
         self._out.connect()
         self._in.connect()
@@ -388,7 +453,7 @@ class _Outlet:
     """One direction of a bridge: subscribed at `source`, it publishes at `target`."""
 
     def __init__(
-        self, bridge: Bridge, source: MemoryBroker, target: MemoryBroker, name: str, patterns: Sequence[str]
+        self, bridge: Bridge, source: MemoryBroker, target: MemoryBroker, name: str, patterns: Mapping[str, int]
     ) -> None:
         self.back: _Outlet | None = None
         self._bridge = bridge
@@ -399,13 +464,15 @@ class _Outlet:
 
     def connect(self) -> None:
         """Subscribe at the source, which lets its retained messages cross."""
-        for pattern in self._patterns:
-            self._source.subscribe(pattern, f"bridge {self._name}", self, 1)
+        for pattern, qos in self._patterns.items():
+            self._source.subscribe(pattern, f"bridge {self._name}", self, qos)
             for frame in self._source.retained(pattern):
-                self.take(frame, 1)
+                self.take(frame, qos)
 
-    def take(self, frame: Frame, qos: int) -> None:  # noqa: ARG002 - both QoS pass a bridge as they are
-        """Carry a message over, with its retained flag; keep it while the bridge is cut, if it is of QoS 1."""
+    def take(self, frame: Frame, qos: int) -> None:
+        """Carry a message over, with its retained flag; keep it while the bridge is cut, if it crosses at QoS 1."""
+        if frame.qos > qos:
+            frame = replace(frame, qos=qos)
         if self._bridge.is_cut:
             if frame.qos:
                 self._waiting.append(frame)
@@ -424,7 +491,7 @@ class _Outlet:
 def bridge(
     lower: MemoryBroker,
     upper: MemoryBroker,
-    rules: Sequence[tuple[str, str]],
+    rules: Sequence[tuple[str, str, int]],
     *,
     name: str | None = None,
     faults: Faults | None = None,
@@ -434,7 +501,7 @@ def bridge(
     Args:
         lower: the broker that would open the connection.
         upper: the one it connects to. The brokers must form a tree and share a wire.
-        rules: (filter, "in" or "out", as the lower broker sees it); those of one direction must not overlap.
+        rules: (filter, "in" or "out", as the lower broker sees it, QoS); those of one direction must not overlap.
         name: how `Faults.where` knows this bridge; "lower -> upper" by default.
         faults: what goes wrong on the way over, in both directions.
 

@@ -3,33 +3,35 @@
 Frames of QoS 1 wait in a queue of our own and paho holds only the few in flight, because paho resends everything it
 holds at once on a reconnect, and goes on resending a packet that the broker will never take.
 
-Two threads meet here: paho's network thread runs the `_on_...` callbacks, everybody else calls the methods of `Link`.
-Nothing is emitted, and paho's `publish` is never called, while our lock is held: paho holds its own around callbacks.
+All links of a process live on the one thread of `Network`: a thousand need no more threads than one. The methods of
+`Link` only leave word for it; paho's client is touched there alone, but for connecting, which may block and is done
+aside, while nobody else touches that client.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import socket
 import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
+from functools import partial
 from itertools import count
-from typing import Any, ParamSpec
+from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from hfl_mqtt.errors import Misuse
+from hfl_mqtt.protocol.topics import Filter
 from hfl_mqtt.protocol.wire import Frame
-from hfl_mqtt.transport import reasons
+from hfl_mqtt.transport import network, packets, reasons
 from hfl_mqtt.transport.link import Account, Arrived, Down, LinkEvent, Rejected, Sink, Traffic, Up
 from hfl_mqtt.transport.tcp import ByteMeter
 
@@ -42,32 +44,22 @@ _GOODBYE_WAIT_S = 2.0
 _CONNECT_TIMEOUT_S = 5.0
 #: A connection lost earlier than this counts as short-lived; several in a row mean something other than bad luck.
 _STEADY_S = 10.0
-_MAX_SHORT_LIVES = 10
+#: Waits double no more often than this, so that they stay numbers.
+_MAX_DOUBLINGS = 10
+#: Decrypted packets that are read at once, before other links have their turn.
+_MAX_BURST = 64
 
 _logger = logging.getLogger(__name__)
-_P = ParamSpec("_P")
-
-
-def _cannot_die(callback: Callable[_P, None]) -> Callable[_P, None]:
-    """Log what a callback raises: an exception that left it would end paho's network thread, unnoticed."""
-
-    @wraps(callback)
-    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            callback(*args, **kwargs)
-        except Exception:
-            _logger.exception("%s failed; the link goes on", callback.__name__)
-
-    return guarded
+_logger.addFilter(reasons.OnceForAll())
 
 
 class MqttLink:
-    """One connection to a broker, see `Link`; events reach `sink` from paho's thread, so `sink` must only enqueue.
+    """One connection to a broker, see `Link`; events reach `sink` from the network's thread, so it must only enqueue.
 
     Args:
         account: where to connect and as whom.
-        filters: what to subscribe to on every connect, as (filter, QoS 0 or 1). They must not overlap: an MQTT 5
-            broker delivers one copy per matching filter.
+        filters: what to subscribe to on every connect. They must not overlap: an MQTT 5 broker delivers one copy per
+            matching filter.
         sink: takes the events. After `Up` and until the next `Down` the link is up; between two `Up`s there may be
             several `Down`s, one per distinct reason. A message never comes before the `Up` of its connection.
         will: what the broker says for us when we vanish.
@@ -79,14 +71,14 @@ class MqttLink:
             stops at 20 by default (`max_inflight_messages`), whatever is asked here.
         clean: forget the session at every connect, for viewers that have nothing to miss.
         tls: the context to use; None speaks plain TCP.
-        retry_s: the shortest and the longest wait between attempts to connect. After a refusal that only a person can
-            mend, the longest holds at once.
+        retry_s: the shortest and the longest wait between attempts to connect. Each wait is twice the one before;
+            after a refusal that only a person can mend, the longest holds at once.
     """
 
     def __init__(
         self,
         account: Account,
-        filters: Sequence[tuple[str, int]],
+        filters: Sequence[Filter],
         sink: Sink,
         *,
         will: Frame | None = None,
@@ -96,44 +88,56 @@ class MqttLink:
         receive_maximum: int | None = None,
         clean: bool = False,
         tls: ssl.SSLContext | None = None,
-        retry_s: tuple[float, float] = (1.0, 60.0),
+        retry_s: tuple[float, float] = (1.0, 30.0),
     ) -> None:
         self._account = account
         self._filters = list(filters)
         self._sink = sink
         self._retry_s = retry_s
+        self._care_every_s = keepalive_s / 10
         #: The largest packet the broker takes, once it has said so.
         self.maximum_packet_size: int | None = None
 
-        self._lock = threading.Condition()
+        # Shared with other threads, under the lock.
+        self._lock = threading.Lock()
         self._outbox: deque[Frame] = deque()
         self._in_flight: dict[int, str] = {}  # mid -> topic
+        self._is_open = self._is_closing = self._is_gone = self._is_up = False
+        self._close_by_s = math.inf
+        self._gone: threading.Event | None = None  # for who waits in `close`
+        self._meter = ByteMeter()
+        self._payload_out = self._payload_in = 0
+
+        # Word left for the network's thread.
+        self._network = network.shared()
+        self._is_called = False
+        self._fleeting: list[Frame] = []  # of QoS 0; short lists, for an empty deque takes more memory than ten of them
+        self._done: list[int] = []
+        self._asked: list[str] = []
+
+        # The network's alone.
+        self._sock: Any = None  # of the connection, from when it stands
+        self._is_writing = False
+        self._is_connected = self._is_refused = self._is_failing = self._is_leaving = False
+        self._session_present = self._knows_numbers = False
         self._window = MAX_IN_FLIGHT
-        self._is_sending = False
-        self._acked_early: dict[int, ReasonCode] = {}
+        self._subscription: int | None = None
         self._unacked: dict[int, int] = {}  # token -> mid, of this connection
         self._tokens = count(1)
         self._before_up: list[Arrived] = []
+        self._fetching: dict[int, list[str]] = {}  # mid of the subscription -> topics, until it was granted
+        self._open_fetches: set[str] = set()
+        self._fetched: set[str] = set()
         self._reported: set[str] = set()
-        self._subscription: int | None = None
-        self._session_present = False
-        self._is_open = self._is_closing = self._is_leaving = False
-        self._is_up = self._is_failing = False
-        self._is_connected = self._is_refused = False
         self._connected_at_s = 0.0
-        self._short_lives = 0
-        self._network_thread: threading.Thread | None = None
-        self._meter = ByteMeter()
-        self._payload_out = self._payload_in = 0
+        self._failures = self._short_lives = 0
         self._client = self._paho(will, account.user if client_id is None else client_id, tls)
-        self._connect_properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        if not clean:
-            # Without an expiry the broker forgets the session at once, even with clean_start False.
-            self._connect_properties.SessionExpiryInterval = session_expiry_s
-        if receive_maximum is not None:
-            self._connect_properties.ReceiveMaximum = receive_maximum
         self._client.connect_async(
-            account.host, account.port, keepalive_s, clean_start=clean, properties=self._connect_properties
+            account.host,
+            account.port,
+            keepalive_s,
+            clean_start=clean,
+            properties=packets.connect_properties(None if clean else session_expiry_s, receive_maximum),
         )
 
     def _paho(self, will: Frame | None, client_id: str, tls: ssl.SSLContext | None) -> Client:
@@ -147,11 +151,10 @@ class MqttLink:
             client.tls_set_context(tls)
         client.connect_timeout = _CONNECT_TIMEOUT_S
         client.max_inflight_messages_set(0)  # the window is ours
-        client.on_pre_connect = self._on_pre_connect
         client.on_socket_open = self._on_socket_open
         client.on_socket_close = self._on_socket_close
+        client.on_socket_register_write = self._on_something_to_write
         client.on_connect = self._on_connect
-        client.on_connect_fail = self._on_connect_fail
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         client.on_publish = self._on_publish
@@ -170,8 +173,7 @@ class MqttLink:
             if self._is_open or self._is_closing:
                 raise Misuse("a link is opened once; make a new one to connect again")
             self._is_open = True
-        self._set_patience(is_fatal=False)
-        self._client.loop_start()
+        self._network.aside(self._connect)
 
     def publish(self, frame: Frame) -> None:
         """Hand a frame over: QoS 1 is kept until the broker has it, QoS 0 is dropped while the link is down.
@@ -184,45 +186,56 @@ class MqttLink:
         with self._lock:
             if self._is_closing:
                 raise Misuse(f"publish on {frame.topic} after close")
-            is_up = self._is_up
             if frame.qos == 1:
                 self._outbox.append(frame)
-        if frame.qos == 1:
-            self._send_waiting()
-        elif is_up:
-            self._hand_over(frame)
+            elif self._is_up:
+                self._fleeting.append(frame)
+            if not self._is_up:
+                return
+        self._turn_to()
+
+    def fetch(self, topics: Sequence[str]) -> None:
+        """Ask the broker, once, for what it retains on exactly these topics; while the link is down nothing is asked.
+
+        A subscription does it, which the first message on its topic ends.
+        """
+        if self._is_up:
+            self._asked.extend(topics)
+            self._turn_to()
 
     def done(self, arrived: Arrived) -> None:
         """Acknowledge a message. One from an earlier connection is not: the broker delivers it again by itself."""
-        # Under the lock, because `_on_socket_close` forgets the tokens before paho empties its queue of packets: an
-        # acknowledgement cannot slip into the next connection, where its mid means another message.
-        with self._lock:
-            mid = self._unacked.pop(arrived.token, None)
-            if mid is not None:
-                self._client.ack(mid, 1)
+        if arrived.frame.qos:
+            self._done.append(arrived.token)
+            self._turn_to()
 
-    def close(self) -> None:
-        """Disconnect once what was published is acknowledged, or cannot be now; no will is sent. Idempotent."""
+    def hang_up(self) -> None:
+        """Disconnect once what was published is acknowledged, or cannot be now; returns at once. Idempotent."""
         with self._lock:
             if self._is_closing:
                 return
             self._is_closing = True
+            self._close_by_s = time.monotonic() + CLOSE_WAIT_S
             if not self._is_open:
+                self._is_gone = True
                 return
-            self._lock.wait_for(lambda: not self.pending or self._is_failing, CLOSE_WAIT_S)
-            if self.pending:
-                _logger.warning("%s frames for %s were not sent before close", self.pending, self._account.host)
-            self._is_leaving = True
-        self._client.disconnect()
-        # Not paho's loop_stop: it joins without a limit, and trips when the thread ends meanwhile.
-        if self._network_thread is not None:
-            self._network_thread.join(_GOODBYE_WAIT_S)
+        self._network.call(self._close_in_time)
+
+    def close(self) -> None:
+        """Hang up, and return when the link is gone, within a few seconds; no will is sent. Idempotent."""
+        self.hang_up()
+        with self._lock:
+            if self._is_gone:
+                return
+            gone = self._gone = self._gone or threading.Event()
+            patience_s = max(self._close_by_s - time.monotonic(), 0.0) + _GOODBYE_WAIT_S + 1.0
+        gone.wait(patience_s)
 
     @property
     def pending(self) -> int:
         """How many frames of QoS 1 the broker has not acknowledged yet."""
         with self._lock:
-            return len(self._outbox) + len(self._in_flight) + self._is_sending
+            return len(self._outbox) + len(self._in_flight)
 
     @property
     def traffic(self) -> Traffic:
@@ -231,36 +244,157 @@ class MqttLink:
             sent, received = self._meter.read() or (None, None)
             return Traffic(self._payload_out, self._payload_in, sent, received)
 
+    def _turn_to(self) -> None:
+        """Have the network look at this link; once is enough for all that is left for it until then."""
+        if not self._is_called:
+            self._is_called = True
+            self._network.call(self._tend)
+
+    # ---- connecting
+
+    def _connect(self) -> None:
+        """Connect; may block, so it runs aside, and nobody else touches the client meanwhile."""
+        if self._is_closing and not self._outbox:
+            self._network.call(self._tend)
+            return
+        try:
+            self._client.reconnect()
+        except Exception:  # noqa: BLE001 - whatever it is, there is no connection, and the person is told why
+            self._network.call(partial(self._cannot_connect, reasons.connect_failure(self._account)))
+        else:
+            self._network.call(self._opened)
+
+    def _cannot_connect(self, reason: str) -> None:
+        self._report_down(reason)
+        self._retry_later()
+        self._tend()
+
+    def _opened(self) -> None:
+        self._sock, self._is_writing = self._client.socket(), False
+        if self._is_gone:
+            self._hang_up_hard()
+            return
+        self._network.watch(self._sock, self._ready)
+        self._care_later(self._sock)
+        self._tend()
+
+    def _retry_later(self, *, is_fatal: bool = False) -> None:
+        if self._is_closing:
+            return
+        low_s, high_s = self._retry_s
+        wait_s = high_s if is_fatal else min(low_s * 2 ** min(self._failures, _MAX_DOUBLINGS), high_s)
+        self._failures += 1
+        # Drawn anew, so that a fleet does not return in step after its broker was away.
+        jitter = random.uniform(0.75, 1.25)  # noqa: S311
+        self._network.call_at(time.monotonic() + jitter * wait_s, lambda: self._network.aside(self._connect))
+
+    # ---- on the network's thread
+
+    def _ready(self) -> None:
+        """Read a packet, or as many as TLS has decrypted and no selector will tell of; and write on."""
+        self._guarded_read()
+        self._tend()
+
+    def _guarded_read(self) -> None:
+        try:
+            for _ in range(_MAX_BURST):
+                self._client.loop_read()
+                if not (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()):
+                    return
+            self._network.call(self._ready)
+        except Exception:
+            # A packet that paho stumbles over would be read again and again: only a new connection helps.
+            _logger.exception("a packet from %s:%s cannot be read", self._account.host, self._account.port)
+            self._hang_up_hard()
+            self._is_connected = False
+            self._report_down(reasons.unreadable(self._account))
+            self._retry_later()
+
+    def _tend(self) -> None:
+        """Do what was left to be done for this link."""
+        self._is_called = False
+        if self._sock is not None:
+            while self._done:
+                mid = self._unacked.pop(self._done.pop(0), None)
+                if mid is not None:
+                    self._client.ack(mid, 1)
+            if self._is_up:
+                self._end_fetches()
+                self._send_fetches()
+                self._send_waiting()
+            self._write()
+        if self._is_closing:
+            self._leave()
+
+    def _write(self) -> None:
+        """Write what paho has to say; watch for room where the network has none."""
+        if self._client.want_write():
+            self._client.loop_write()
+        if self._sock is not None and self._client.want_write() != self._is_writing:
+            self._is_writing = not self._is_writing
+            self._network.watch(self._sock, self._ready, is_writing=self._is_writing)
+
+    def _care_later(self, sock: Any) -> None:
+        # On a common beat, so that a thousand links wake the processor once.
+        beat = math.floor(time.monotonic() / self._care_every_s) + 1
+        self._network.call_at(beat * self._care_every_s, partial(self._care, sock))
+
+    def _care(self, sock: Any) -> None:
+        """Let paho see to its keep-alive."""
+        if self._sock is sock:
+            self._client.loop_misc()
+            if self._sock is sock:
+                self._care_later(sock)
+            self._tend()
+
+    def _close_in_time(self) -> None:
+        self._network.call_at(self._close_by_s, self._tend)
+        self._tend()
+
+    def _leave(self) -> None:
+        """Say goodbye once nothing is pending or time is up; be gone once it is said or its time is up."""
+        if self._is_gone:
+            return
+        now_s = time.monotonic()
+        if not self._is_leaving and (not self.pending or self._is_failing or now_s >= self._close_by_s):
+            self._is_leaving = True
+            if self.pending:
+                _logger.warning("%s frames for %s were not sent before close", self.pending, self._account.host)
+            if self._sock is not None:
+                if self._open_fetches and self._is_up:
+                    self._client.unsubscribe(list(self._open_fetches))
+                self._client.disconnect()
+                self._network.call_at(now_s + _GOODBYE_WAIT_S, self._tend)
+                self._close_by_s = min(self._close_by_s, now_s)
+                self._write()
+        if not self._is_leaving:
+            return
+        if self._sock is not None and now_s >= self._close_by_s + _GOODBYE_WAIT_S:
+            self._hang_up_hard()
+        if self._sock is None:
+            with self._lock:
+                self._is_gone = True
+                if self._gone is not None:
+                    self._gone.set()
+
     # ---- sending
 
     def _send_waiting(self) -> None:
-        """Hand frames over while the window has room; one thread at a time, so that they keep their order."""
-        while True:
+        """Hand frames over while the window has room."""
+        while self._fleeting:
+            self._hand_over(self._fleeting.pop(0))
+        while self._outbox and len(self._in_flight) < self._window:
+            frame = self._outbox[0]
+            mid = self._hand_over(frame)
             with self._lock:
-                has_room = len(self._in_flight) < self._window
-                if self._is_sending or not (self._is_up and has_room and self._outbox):
-                    return
-                self._is_sending = True
-                frame = self._outbox.popleft()
-            mid: int | None = None
-            try:
-                mid = self._hand_over(frame)
-            finally:
-                with self._lock:
-                    self._is_sending = False
-                    # The broker may have answered before we got here.
-                    code = None if mid is None else self._acked_early.pop(mid, None)
-                    self._acked_early.clear()
-                    if mid is not None and code is None:
-                        self._in_flight[mid] = frame.topic
-                    self._lock.notify_all()
-            if code is not None:
-                self._judge(frame.topic, code)
+                self._outbox.popleft()
+                if mid is not None:
+                    self._in_flight[mid] = frame.topic
 
     def _hand_over(self, frame: Frame) -> int | None:
         """Give a frame to paho; None if it can never be sent."""
         limit = self.maximum_packet_size
-        if limit is not None and (size := _packet_size(frame)) > limit:
+        if limit is not None and (size := packets.packet_size(frame)) > limit:
             self._emit(Rejected(topic=frame.topic, reason=reasons.too_large(size, limit)))
             return None
         try:
@@ -279,6 +413,29 @@ class MqttLink:
         if code.is_failure:
             self._emit(Rejected(topic=topic, reason=reasons.rejection(self._account, code)))
 
+    # ---- fetching
+
+    def _send_fetches(self) -> None:
+        topics: list[str] = []
+        while self._asked:
+            topics.append(self._asked.pop(0))
+        if topics:
+            topics = list(dict.fromkeys(topics))
+            properties = packets.fetch_properties() if self._knows_numbers else None
+            mid = self._client.subscribe(
+                [(topic, packets.options(0, wants_retained=True)) for topic in topics], 0, None, properties
+            )[1]
+            if mid is not None:
+                self._fetching[mid] = topics
+            self._open_fetches.update(topics)
+
+    def _end_fetches(self) -> None:
+        # Before anything is asked for again: a broker answers each question before it takes it back.
+        if self._fetched:
+            self._client.unsubscribe(list(self._fetched))
+            self._open_fetches -= self._fetched
+            self._fetched.clear()
+
     # ---- events
 
     def _emit(self, event: LinkEvent) -> None:
@@ -289,102 +446,109 @@ class MqttLink:
             _logger.exception("the sink of the link to %s:%s failed", self._account.host, self._account.port)
 
     def _report_down(self, reason: str, *, is_fatal: bool = False) -> None:
-        with self._lock:
-            self._is_failing = True
-            self._lock.notify_all()
-            is_news = reason not in self._reported and not self._is_closing
-            self._reported.add(reason)
-        self._set_patience(is_fatal=is_fatal)
+        self._is_failing = True
+        is_news = reason not in self._reported and not self._is_closing
+        self._reported.add(reason)
         if is_news:
             _logger.log(logging.ERROR if is_fatal else logging.WARNING, "%s", reason)
             self._emit(Down(reason=reason, is_fatal=is_fatal))
 
-    def _set_patience(self, *, is_fatal: bool) -> None:
-        low_s, high_s = self._retry_s
-        # Drawn anew, so that a fleet does not return in step after its broker was away.
-        jitter = random.uniform(0.75, 1.25)  # noqa: S311
-        # paho starts over at the first wait after each CONNACK, so the growth over short-lived connections is ours.
-        first_s = jitter * (high_s if is_fatal else min(low_s * 2**self._short_lives, high_s))
-        # paho says int, and means a number of seconds.
-        self._client.reconnect_delay_set(first_s, jitter * high_s)  # type: ignore[arg-type]
+    def _hang_up_hard(self) -> None:
+        """Close the connection without a word."""
+        sock = self._sock
+        if sock is not None:
+            self._forget_connection()
+            sock.close()
 
-    # ---- paho's callbacks, on its thread
+    def _forget_connection(self) -> None:
+        """Forget what belongs to a connection that is about to be closed."""
+        if self._sock is not None:
+            self._network.forget(self._sock)
+            self._sock = None
+        with self._lock:
+            self._meter.detach()
+            self._is_up = False
+        self._unacked.clear()
+        self._before_up.clear()
+        self._fleeting.clear()
+        self._asked.clear()
+        self._fetching.clear()
 
-    @_cannot_die
-    def _on_pre_connect(self, _client: Client, _userdata: Any) -> None:
-        self._network_thread = threading.current_thread()
+    # ---- paho's callbacks
 
-    @_cannot_die
     def _on_socket_open(self, _client: Client, _userdata: Any, sock: Any) -> None:
         # Small packets go out at once: Nagle's wait and the peer's delayed acknowledgement would cost 40 ms a hop.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self._meter.attach(sock)
 
-    @_cannot_die
-    def _on_socket_close(self, _client: Client, _userdata: Any, _sock: Any) -> None:
-        with self._lock:
-            self._meter.detach()
-            self._unacked.clear()
-            self._before_up.clear()
-            self._is_up = False
+    def _on_socket_close(self, _client: Client, _userdata: Any, sock: Any) -> None:
+        # Not where paho clears away what we have closed ourselves.
+        if sock is self._sock:
+            self._forget_connection()
 
-    @_cannot_die
-    def _on_connect_fail(self, client: Client, _userdata: Any) -> None:
-        if self._is_leaving:
-            client.disconnect()  # `close` came while paho was connecting, which forgot it
-        self._report_down(reasons.connect_failure(self._account))
+    def _on_something_to_write(self, _client: Client, _userdata: Any, _sock: Any) -> None:
+        self._turn_to()
 
-    @_cannot_die
     def _on_connect(
         self, client: Client, _userdata: Any, flags: ConnectFlags, code: ReasonCode, properties: Properties | None
     ) -> None:
         if code.is_failure:
             self._is_refused = True
             self._report_down(reasons.refusal(self._account, code), is_fatal=reasons.is_fatal(code))
+            self._retry_later(is_fatal=reasons.is_fatal(code))
             return
+        self._is_connected, self._connected_at_s = True, time.monotonic()
         self._session_present = flags.session_present
+        self._knows_numbers = getattr(properties, "SubscriptionIdentifierAvailable", 1) == 1
         self.maximum_packet_size = getattr(properties, "MaximumPacketSize", None)
-        with self._lock:
-            self._is_connected, self._connected_at_s = True, time.monotonic()
-            self._window = min(MAX_IN_FLIGHT, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT))
-            is_leaving = self._is_leaving
-        if is_leaving:
-            client.disconnect()
-        elif self._filters:
-            self._subscription = client.subscribe(self._filters)[1]
+        self._window = min(MAX_IN_FLIGHT, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT))
+        if self._is_leaving:
+            return
+        if self._open_fetches and flags.session_present:
+            client.unsubscribe(list(self._open_fetches))
+        self._open_fetches.clear()
+        self._fetched.clear()
+        if self._filters:
+            wanted = [
+                (each.topic, packets.options(each.qos, wants_retained=each.wants_retained)) for each in self._filters
+            ]
+            self._subscription = client.subscribe(wanted)[1]
         else:
             self._come_up()
 
-    @_cannot_die
     def _on_subscribe(
         self, _client: Client, _userdata: Any, mid: int, codes: list[ReasonCode], _properties: Properties | None
     ) -> None:
-        if mid != self._subscription:
-            return
-        for (topic, _), code in zip(self._filters, codes, strict=False):
+        for topic, code in zip(self._fetching.pop(mid, ()), codes, strict=False):
             self._judge(topic, code)
-        self._come_up()
+        if mid == self._subscription:
+            self._subscription = None
+            for each, code in zip(self._filters, codes, strict=False):
+                self._judge(each.topic, code)
+            self._come_up()
 
     def _come_up(self) -> None:
         with self._lock:
-            self._is_up, self._is_failing = True, False
-            self._reported.clear()
-            waiting, self._before_up = self._before_up, []
-        self._set_patience(is_fatal=False)
+            self._is_up = True
+        self._is_failing, self._failures = False, self._short_lives
+        self._reported.clear()
+        waiting, self._before_up = self._before_up, []
         self._emit(Up(session_present=self._session_present))
         for arrived in waiting:
             self._emit(arrived)
-        self._send_waiting()
+        self._turn_to()
 
-    @_cannot_die
     def _on_message(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
-        token = next(self._tokens)
+        token, topic = next(self._tokens), message.topic
+        if message.qos:
+            self._unacked[token] = message.mid
+        # A number on a topic that nobody fetches is left over from a process that ended before its fetch did.
+        if topic in self._open_fetches or getattr(message.properties, "SubscriptionIdentifier", None):
+            self._fetched.add(topic)
         with self._lock:
-            if message.qos:
-                self._unacked[token] = message.mid
             self._payload_in += len(message.payload)
-        frame = Frame(topic=message.topic, payload=bytes(message.payload), retain=message.retain, qos=message.qos)
+        frame = Frame(topic=topic, payload=bytes(message.payload), retain=message.retain, qos=message.qos)
         arrived = Arrived(frame=frame, token=token)
         # What the broker kept for us comes right behind its CONNACK, before the subscriptions are granted again.
         if self._is_up:
@@ -392,38 +556,28 @@ class MqttLink:
         else:
             self._before_up.append(arrived)
 
-    @_cannot_die
     def _on_publish(
         self, _client: Client, _userdata: Any, mid: int, code: ReasonCode, _properties: Properties | None
     ) -> None:
         with self._lock:
             topic = self._in_flight.pop(mid, None)
-            if topic is None:
-                # Of QoS 0, or answered before `_send_waiting` could write its mid down.
-                if self._is_sending:
-                    self._acked_early[mid] = code
-                return
-            self._lock.notify_all()
-        self._judge(topic, code)
-        self._send_waiting()
+        if topic is not None:  # else of QoS 0
+            self._judge(topic, code)
 
-    @_cannot_die
     def _on_disconnect(
         self, _client: Client, _userdata: Any, flags: DisconnectFlags, code: ReasonCode, _properties: Properties | None
     ) -> None:
-        with self._lock:
-            was_connected, self._is_connected, self._is_up = self._is_connected, False, False
-            was_refused, self._is_refused = self._is_refused, False
-        if was_connected:
-            is_short = time.monotonic() - self._connected_at_s < _STEADY_S
-            self._short_lives = min(self._short_lives + 1, _MAX_SHORT_LIVES) if is_short else 0
-            by_broker = flags.is_disconnect_packet_from_server
-            reason = reasons.lost(self._account, code, by_broker=by_broker, short_lives=self._short_lives)
-            self._report_down(reason, is_fatal=reasons.is_fatal(code))
-        elif not was_refused:
+        was_connected, self._is_connected = self._is_connected, False
+        was_refused, self._is_refused = self._is_refused, False
+        if was_refused:
+            return
+        if not was_connected:
             self._report_down(reasons.no_answer(self._account))
-
-
-def _packet_size(frame: Frame) -> int:
-    """The most bytes that the PUBLISH packet of a frame takes: header 5, topic 2 + n, packet id 2, properties 1."""
-    return len(frame.payload) + len(frame.topic.encode()) + 10
+            self._retry_later()
+            return
+        is_short = time.monotonic() - self._connected_at_s < _STEADY_S
+        self._failures = self._short_lives = min(self._short_lives + 1, _MAX_DOUBLINGS) if is_short else 0
+        by_broker = flags.is_disconnect_packet_from_server
+        reason = reasons.lost(self._account, code, by_broker=by_broker, short_lives=self._short_lives)
+        self._report_down(reason, is_fatal=reasons.is_fatal(code))
+        self._retry_later(is_fatal=reasons.is_fatal(code))

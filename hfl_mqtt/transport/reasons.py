@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import sys
@@ -12,6 +13,8 @@ from hfl_mqtt.transport.link import Account
 
 _BAD_PASSWORD, _NOT_AUTHORIZED, _KEEP_ALIVE, _TAKEN_OVER, _TOO_LARGE = 134, 135, 141, 142, 149
 _SUSPICIOUS = 3
+#: What one link of a process has logged, the others need not.
+_QUIET_S = 10.0
 _REMEDIES = {
     132: "it does not speak MQTT 5; use Mosquitto 1.6 or later",
     133: "it does not accept the client id; use the node's path",
@@ -74,6 +77,11 @@ def connect_failure(account: Account) -> str:
             return f"{place}: {error}"
 
 
+def unreadable(account: Account) -> str:
+    """Why we ended a connection ourselves."""
+    return f"the broker at {_place(account)} said what cannot be read, see the trace above; is it a broker of MQTT 5?"
+
+
 def rejection(account: Account, code: ReasonCode) -> str:
     """Why the broker refused a publish or a subscription."""
     if code.value == _NOT_AUTHORIZED:
@@ -90,3 +98,21 @@ def too_large(size_bytes: int, limit_bytes: int) -> str:
 
 def _place(account: Account) -> str:
     return f"{account.host}:{account.port}"
+
+
+class OnceForAll(logging.Filter):
+    """Lets a sentence pass once in a while: a thousand links that lose their broker have one thing to say of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is to be logged; a fault of ours always is."""
+        if record.exc_info:
+            return True
+        text = record.getMessage()
+        self._said = {each: said_s for each, said_s in self._said.items() if record.created - said_s < _QUIET_S}
+        is_news = text not in self._said
+        self._said.setdefault(text, record.created)
+        return is_news

@@ -13,6 +13,7 @@ import pytest
 
 from hfl_mqtt.ops.mosquitto import Mosquitto, free_port
 from hfl_mqtt.protocol import topics
+from hfl_mqtt.protocol.topics import Filter
 from hfl_mqtt.transport.link import Account, Link, LinkEvent
 from hfl_mqtt.transport.mqtt import MqttLink
 
@@ -109,11 +110,12 @@ def connect() -> Iterator[Callable[..., tuple[MqttLink, Inbox]]]:
     links: list[Link] = []
 
     def connect(
-        port: int, user: str, *filters: tuple[str, int], password: str = PASSWORD, **options: Any
+        port: int, user: str, *filters: Filter | tuple[str, int], password: str = PASSWORD, **options: Any
     ) -> tuple[MqttLink, Inbox]:
         inbox = options.pop("sink", None) or Inbox()
         account = Account(host=options.pop("host", "127.0.0.1"), port=port, user=user, password=password)
-        link = MqttLink(account, filters, inbox, **{"retry_s": (0.05, 0.2), **options})
+        wanted = [each if isinstance(each, Filter) else Filter(topic=each[0], qos=each[1]) for each in filters]
+        link = MqttLink(account, wanted, inbox, **{"retry_s": (0.05, 0.2), **options})
         links.append(link)
         link.open()
         return link, inbox

@@ -51,6 +51,7 @@ def test_an_edges_model_for_its_devices_stays_at_its_farm(site: RunningSite) -> 
     cloud = site.person("cloud", WITNESS, "hflb/#").ready()
     device = site.person("farm-a", "cloud/farm-a/pi-1", f"{BINARY}/cloud/farm-a/@/down/+").ready()
     edge = site.person("farm-a", "cloud/farm-a").ready()
+    edge.say(f"{BINARY}/cloud/farm-a/@/key/0", b"the farm's keyframe", retain=True)
     edge.say(f"{BINARY}/cloud/farm-a/@/down/0", b"the farm's model", retain=True)
     device.hear(f"{BINARY}/cloud/farm-a/@/down/0", b"the farm's model")
     edge.say(f"{BINARY}/cloud/farm-a/@/up/2", b"barrier")
@@ -71,12 +72,45 @@ def test_the_clouds_call_and_model_reach_every_farm(site: RunningSite) -> None:
 
 
 def test_a_late_edge_finds_the_clouds_call_retained_at_its_own_broker(site: RunningSite) -> None:
+    call = f"{JSON}/cloud/@/stat/round"
     cloud = site.person("cloud", "cloud").ready()
-    early = site.person("farm-a", WITNESS, f"{JSON}/cloud/@/stat/model").ready()
-    cloud.say(f"{JSON}/cloud/@/stat/model", "version 3", retain=True)
-    early.hear(f"{JSON}/cloud/@/stat/model", "version 3")
-    late = site.person("farm-a", "cloud/farm-a", f"{JSON}/cloud/@/stat/model").ready()
-    assert late.hear(f"{JSON}/cloud/@/stat/model", "version 3")[-1].retain
+    early = site.person("farm-a", WITNESS, call).ready()
+    cloud.say(call, "version 3", retain=True)
+    early.hear(call, "version 3")
+    late = site.person("farm-a", "cloud/farm-a", call).ready()
+    assert late.hear(call, "version 3")[-1].retain
+
+
+def test_a_late_edge_finds_keyframe_and_deltas_retained_at_its_own_broker(site: RunningSite) -> None:
+    slots = [
+        f"{BINARY}/cloud/@/key/0",
+        f"{BINARY}/cloud/@/key/1",
+        f"{BINARY}/cloud/@/down/4",
+        f"{BINARY}/cloud/@/down/4p1",
+    ]
+    cloud = site.person("cloud", "cloud").ready()
+    early = site.person("farm-a", WITNESS, *slots).ready()
+    for slot in slots:
+        cloud.say(slot, f"part of {slot}", retain=True)
+        early.hear(slot, f"part of {slot}")
+    late = site.person("farm-a", "cloud/farm-a", *slots).ready()
+    heard = {one.topic: (one.payload.decode(), one.retain) for one in (late.heard.get(timeout=20) for _ in slots)}
+    assert heard == {slot: (f"part of {slot}", True) for slot in slots}
+
+
+def test_what_an_edge_and_its_devices_say_to_each_other_stays_at_the_farm(site: RunningSite) -> None:
+    cloud = site.person("cloud", WITNESS, "hfl/#").ready()
+    edge = site.person("farm-a", "cloud/farm-a", f"{JSON}/cloud/farm-a/+/@/tele/+").ready()
+    device = site.person("farm-a", "cloud/farm-a/pi-1", f"{JSON}/cloud/farm-a/pi-1/@/cmnd/+").ready()
+    edge.say(f"{JSON}/cloud/farm-a/pi-1/@/cmnd/receipt", "accepted")
+    device.hear(f"{JSON}/cloud/farm-a/pi-1/@/cmnd/receipt", "accepted")
+    device.say(f"{JSON}/cloud/farm-a/pi-1/@/tele/decline", "no data")
+    edge.hear(f"{JSON}/cloud/farm-a/pi-1/@/tele/decline", "no data")
+    device.say(f"{JSON}/cloud/farm-a/pi-1/@/stat/metrics", '{"loss":1}')
+    edge.say(f"{JSON}/cloud/farm-a/@/tele/decline", "barrier")
+    # The same bridge, later: what was to cross before this has crossed.
+    heard = [one.topic for one in cloud.hear(f"{JSON}/cloud/farm-a/@/tele/decline", "barrier") if not one.retain]
+    assert heard == [f"{JSON}/cloud/farm-a/pi-1/@/stat/metrics", f"{JSON}/cloud/farm-a/@/tele/decline"]
 
 
 def test_a_command_reaches_its_farm_only(site: RunningSite) -> None:
@@ -90,7 +124,7 @@ def test_a_command_reaches_its_farm_only(site: RunningSite) -> None:
     assert heard == [f"{JSON}/cloud/farm-b/@/cmnd/receipt"]
 
 
-def test_a_command_arrives_once_though_the_subtree_goes_out(site: RunningSite) -> None:
+def test_commands_arrive_once_and_in_their_order(site: RunningSite) -> None:
     edge = site.person("farm-a", "cloud/farm-a", f"{JSON}/cloud/farm-a/@/cmnd/+").ready()
     cloud = site.person("cloud", "cloud").ready()
     for count in range(20):
@@ -131,7 +165,7 @@ def test_the_largest_packet_a_broker_takes_does_not_stop_its_bridge(site: Runnin
 
 
 def test_what_was_said_while_the_link_was_cut_arrives_after_it_both_ways(site: RunningSite) -> None:
-    up, down = f"{BINARY}/cloud/farm-a/@/up/0", f"{JSON}/cloud/@/stat/metrics"
+    up, down = f"{BINARY}/cloud/farm-a/@/up/0", f"{JSON}/cloud/farm-a/@/cmnd/receipt"
     cloud = site.person("cloud", "cloud", up).ready()
     edge = site.person("farm-a", "cloud/farm-a", down).ready()
     site.relays["farm-a"].cut()
@@ -144,6 +178,24 @@ def test_what_was_said_while_the_link_was_cut_arrives_after_it_both_ways(site: R
     heard = [one.payload for one in cloud.hear(up, parts[-1]) if one.topic == up]
     assert set(parts) <= set(heard)
     edge.hear(down, "said meanwhile")
+
+
+def test_after_a_cut_the_newest_call_and_model_arrive_and_no_older_ones(site: RunningSite) -> None:
+    call, model = f"{JSON}/cloud/@/stat/round", f"{BINARY}/cloud/@/down/0"
+    cloud = site.person("cloud", "cloud").ready()
+    edge = site.person("farm-a", "cloud/farm-a", call, model).ready()
+    site.relays["farm-a"].cut()
+    for number in range(20):
+        cloud.say(model, f"model {number}", retain=True)
+        cloud.say(call, f"call {number}", retain=True)
+    site.relays["farm-a"].restore()
+    # Two connections, so in either order.
+    heard = edge.hear(call, "call 19")
+    if model not in [one.topic for one in heard]:
+        heard += edge.hear(model, "model 19")
+    said = {one.payload.decode() for one in heard}
+    assert {"call 19", "model 19"} <= said
+    assert not said & {f"{what} {number}" for what in ("call", "model") for number in range(19)}
 
 
 def test_the_cloud_restarts_and_the_farms_backlog_finds_the_aggregator_again(site: RunningSite) -> None:
@@ -184,6 +236,12 @@ def test_in_a_chain_of_three_brokers_a_will_goes_up_two_hops_and_a_model_down_on
         viewer.hear(state, '{"state":"ready"}')
         device.vanish()
         viewer.hear(state, '{"state":"lost"}')
+        # What a farm says to its region is for the region's edge, and for nobody above.
+        farm_edge = person("north-farm-a", "cloud/north/farm-a")
+        farm_edge.say(f"{JSON}/cloud/north/farm-a/@/tele/decline", "for the region")
+        farm_edge.say(f"{JSON}/cloud/north/farm-a/@/stat/metrics", '{"in":3}')
+        heard = [one.topic for one in viewer.hear(f"{JSON}/cloud/north/farm-a/@/stat/metrics", '{"in":3}')]
+        assert heard == [f"{JSON}/cloud/north/farm-a/@/stat/metrics"]
 
         edge = person("north-farm-a", "cloud/north/farm-a", "hflb/#")
         person("cloud", "cloud").say(f"{BINARY}/cloud/@/down/0", b"for regions", retain=True)

@@ -13,6 +13,7 @@ import pytest
 from hfl_mqtt.errors import ConfigError, Misuse
 from hfl_mqtt.ops.mosquitto import Mosquitto, free_port
 from hfl_mqtt.ops.relay import Relay
+from hfl_mqtt.protocol.topics import Filter
 from hfl_mqtt.protocol.wire import Frame
 from hfl_mqtt.transport.link import Account, Arrived, Down, LinkEvent, Rejected, Up
 from hfl_mqtt.transport.mqtt import MqttLink
@@ -26,9 +27,9 @@ CALL = "hfl/fed1/cloud/@/stat/round"  # the cloud writes it, its children read i
 COMMAND = "hfl/fed1/cloud/a/@/cmnd/receipt"  # the cloud to its child a
 UPDATE = "hflb/fed1/cloud/a/@/up/0"  # the child a to the cloud
 STATE = "hfl/fed1/cloud/a/@/stat/state"
-COMMANDS = ("hfl/fed1/cloud/a/@/cmnd/+", 1)
-UPDATES = ("hflb/fed1/cloud/+/@/up/+", 1)
-STATES = ("hfl/fed1/cloud/+/@/stat/state", 1)
+COMMANDS = Filter(topic="hfl/fed1/cloud/a/@/cmnd/+", qos=1)
+UPDATES = Filter(topic="hflb/fed1/cloud/+/@/up/+", qos=1)
+STATES = Filter(topic="hfl/fed1/cloud/+/@/stat/state", qos=1)
 
 
 def said(topic: str, payload: str, *, qos: int = 1, retain: bool = False) -> Frame:
@@ -59,7 +60,7 @@ def test_what_is_retained_comes_after_up(broker: Mosquitto, connect: Connect) ->
     cloud_inbox.next(Up)
     cloud.publish(said(CALL, "open", retain=True))
     cloud.close()
-    _, inbox = connect(broker.port, "cloud/a", (CALL, 1))
+    _, inbox = connect(broker.port, "cloud/a", Filter(topic=CALL, qos=1))
     inbox.next(Up)
     assert inbox.next(Arrived).frame.retain
 

@@ -34,7 +34,8 @@ def test_every_node_says_its_own(site: RunningSite, broker: str, account: str) -
         f"{JSON}/{account}/@/stat/state",
         f"{JSON}/{account}/@/tele/decline",
         f"{BINARY}/{account}/@/up/0",
-        f"{BINARY}/{account}/@/down/0",
+        f"{BINARY}/{account}/@/down/3p1",
+        f"{BINARY}/{account}/@/key/0",
         f"{JSON}/{account}/some-child/@/cmnd/receipt",
     ):
         assert node.say(topic, "mine") in ("Success", "No matching subscribers"), topic
@@ -50,6 +51,7 @@ def test_every_node_says_its_own(site: RunningSite, broker: str, account: str) -
         ("farm-a", "cloud/farm-a/pi-1", f"{JSON}/cloud/farm-a/@/stat/round"),
         ("farm-a", "cloud/farm-a/pi-1", f"{JSON}/cloud/farm-a/@/tele/decline"),
         ("farm-a", "cloud/farm-a/pi-1", f"{BINARY}/cloud/farm-a/@/down/0"),
+        ("farm-a", "cloud/farm-a/pi-1", f"{BINARY}/cloud/farm-a/@/key/0"),
         ("farm-a", "cloud/farm-a/pi-1", f"{BINARY}/cloud/farm-a/@/up/0"),
         ("farm-a", "cloud/farm-a/pi-1", f"{JSON}/cloud/@/stat/round"),
         ("farm-a", "cloud/farm-a/pi-1", f"{JSON}/cloud/farm-b/pi-1/@/stat/state"),
@@ -60,6 +62,7 @@ def test_every_node_says_its_own(site: RunningSite, broker: str, account: str) -
         ("farm-a", "cloud/farm-a", f"{JSON}/cloud/farm-a/pi-1/@/stat/state"),
         ("farm-a", "cloud/farm-a", f"{JSON}/cloud/@/stat/round"),
         ("farm-a", "cloud/farm-a", f"{BINARY}/cloud/@/down/0"),
+        ("farm-a", "cloud/farm-a", f"{BINARY}/cloud/@/key/0"),
         ("farm-a", "cloud/farm-a", f"{JSON}/cloud/farm-b/@/stat/round"),
         ("farm-a", "cloud/farm-a", f"{BINARY}/cloud/farm-b/@/up/0"),
         ("farm-a", "cloud/farm-a", f"{JSON}/cloud/farm-b/@/cmnd/receipt"),
@@ -68,6 +71,7 @@ def test_every_node_says_its_own(site: RunningSite, broker: str, account: str) -
         ("farm-a", "viewer", f"{JSON}/cloud/farm-a/@/stat/round"),
         ("cloud", "viewer", f"{JSON}/cloud/farm-a/@/cmnd/receipt"),
         ("cloud", "viewer", f"{BINARY}/cloud/@/down/0"),
+        ("cloud", "viewer", f"{BINARY}/cloud/@/key/0"),
     ],
 )
 def test_a_wrong_word_is_refused(site: RunningSite, broker: str, account: str, topic: str) -> None:
@@ -100,11 +104,13 @@ def test_a_device_hears_its_parent_and_its_commands_and_no_sibling(site: Running
     edge.say(f"{BINARY}/cloud/farm-a/@/up/0", b"weights")
     edge.say(f"{JSON}/cloud/farm-a/pi-2/@/cmnd/receipt", "for pi-2")
     edge.say(f"{BINARY}/cloud/farm-a/@/down/0", b"model")
+    edge.say(f"{BINARY}/cloud/farm-a/@/key/0", b"keyframe")
     edge.say(f"{JSON}/cloud/farm-a/@/stat/round", "call")
     edge.say(f"{JSON}/cloud/farm-a/pi-1/@/cmnd/receipt", "last")
     heard = {one.topic for one in device.hear(f"{JSON}/cloud/farm-a/pi-1/@/cmnd/receipt", "last") if not one.retain}
     assert heard == {
         f"{BINARY}/cloud/farm-a/@/down/0",
+        f"{BINARY}/cloud/farm-a/@/key/0",
         f"{JSON}/cloud/farm-a/@/stat/round",
         f"{JSON}/cloud/farm-a/pi-1/@/cmnd/receipt",
     }
@@ -117,6 +123,8 @@ def test_the_edge_hears_its_devices_and_the_cloud(site: RunningSite) -> None:
     edge.hear(f"{BINARY}/cloud/farm-a/pi-1/@/up/0", b"weights")
     site.person("cloud", "cloud").ready().say(f"{BINARY}/cloud/@/down/0", b"model")
     edge.hear(f"{BINARY}/cloud/@/down/0", b"model")
+    site.person("cloud", "cloud").ready().say(f"{BINARY}/cloud/@/key/0", b"keyframe")
+    edge.hear(f"{BINARY}/cloud/@/key/0", b"keyframe")
 
 
 @pytest.mark.parametrize("broker", ["cloud", "farm-a", "farm-b"])
@@ -126,6 +134,7 @@ def test_a_viewer_who_asks_for_everything_never_pulls_weights(site: RunningSite,
     weights = b"w" * 200_000
     for topic in (
         f"{BINARY}/cloud/@/down/0",
+        f"{BINARY}/cloud/@/key/0",
         f"{BINARY}/cloud/farm-a/@/up/0",
         f"{BINARY}/cloud/farm-a/pi-1/@/up/0",
         f"{BINARY}/viewer/@/down/0",

@@ -28,7 +28,6 @@ from hfl_mqtt.protocol.blobs import Cut
 from hfl_mqtt.protocol.messages import (
     Decline,
     Message,
-    ModelPart,
     Phase,
     Receipt,
     RoundCall,
@@ -319,10 +318,8 @@ class Played(Person):
             account.password,
             f"hfl/fed1/{path}/@/cmnd/+",
             f"hfl/fed1/{parent}/@/stat/round",
-            f"hflb/fed1/{parent}/@/down/+",
         )
         self.path = path
-        self._models: dict[str, bytes] = {}
 
     def tell(self, *messages: Message) -> None:
         for message in messages:
@@ -330,15 +327,13 @@ class Played(Person):
             assert self.say(frame.topic, frame.payload, retain=frame.retain) == "Success"
 
     def listen(self, wanted: Callable[[Message], object]) -> Message:
-        """Wait for a message; the models on the way are kept."""
+        """Wait for a message."""
         while True:
             try:
                 one = self.heard.get(timeout=LIMIT_S)
             except queue.Empty:
                 raise AssertionError("not heard") from None
             message, _ = decode(Frame(topic=one.topic, payload=bytes(one.payload)))
-            if isinstance(message, ModelPart):
-                self._models[message.blob] = message.data
             if wanted(message):
                 return message
 
@@ -356,42 +351,31 @@ class Played(Person):
         assert isinstance(one, Receipt)
         return one
 
-    def update(self, call: RoundCall, payload: bytes, **changes: Any) -> Update:
-        fields: dict[str, Any] = {
-            "run": call.run,
-            "round": call.round,
-            "sender": self.path,
-            "base": call.model.digest,
-            "weight": 10,
-            "payload": payload,
-        }
-        return Update(**{**fields, **changes})
-
-    def send(self, call: RoundCall, blob: bytes, **changes: Any) -> None:
+    def send(self, call: RoundCall, whole: bytes, **changes: Any) -> None:
         """Send the blob of an update, which goes into one part."""
-        cut = Cut.of(blob)
+        cut = Cut.of(whole)
         assert cut.count == 1
         fields = {"run": call.run, "round": call.round, "base": call.model.digest, "blob": cut.digest}
-        self.tell(UpdatePart(**{**fields, "index": 0, "count": 1, "size": len(blob), "data": blob, **changes}))
+        self.tell(UpdatePart(**{**fields, "index": 0, "count": 1, "size": len(whole), "data": whole, **changes}))
 
     def contribute(self, call: RoundCall) -> None:
         """Send an honest update that changes nothing."""
-        while call.model.blob not in self._models:
-            self.listen(lambda said: isinstance(said, ModelPart))
-        arithmetic = TensorArithmetic()
-        model = arithmetic.decode_model(self._models[call.model.blob])
-        self.send(call, pack_update(self.update(call, arithmetic.encode_delta(model, model, call.codec, 0))))
+        self.send(call, pack_update(Update(weight=10, payload=forged(call, 0.0, 0.0))))
 
 
 def forged(call: RoundCall, weight: float, bias: float, *, names: tuple[str, str] = ("weight", "bias")) -> bytes:
-    """Return the payload of a delta as our own encoder would refuse to write it."""
-    chain = codecs.parse(call.codec)
-    rows = [[names[0], "f4", [1, 1], [4]], [names[1], "f4", [1], [4]]]
-    body = np.array([weight, bias], dtype="<f4").tobytes()
-    for packer in chain.packers:
-        body = packer.encode(body)
-    header: bytes = msgpack.packb({"v": 1, "codec": str(chain), "tensors": rows})
-    return header + body
+    """Return the payload of a delta, also one that our own encoder would refuse to write."""
+    nothing = {names[0]: np.zeros((1, 1), dtype="f4"), names[1]: np.zeros(1, dtype="f4")}
+    honest = TensorArithmetic().encode(nothing, call.codec, 0)
+    head = honest.removesuffix(packed(call, bytes(8)))
+    assert len(head) < len(honest)
+    return head + packed(call, np.array([bias, weight], dtype="<f4").tobytes())  # by name
+
+
+def packed(call: RoundCall, body: bytes) -> bytes:
+    for packer in codecs.parse(call.codec).packers:
+        body = b"".join(packer.encode(iter([body]), len(body)))
+    return body
 
 
 def test_a_client_that_lies_is_refused_with_the_reason_and_nothing_of_it_counts(farm: Farm) -> None:
@@ -403,31 +387,39 @@ def test_a_client_that_lies_is_refused_with_the_reason_and_nothing_of_it_counts(
     call = liar.call(number)
     nan, good = forged(call, 0.0, float("nan")), forged(call, 0.0, 1.0)
     lies: list[tuple[bytes, str]] = [
-        (pack_update(liar.update(call, nan)), "'bias' holds NaN or infinity"),
-        (pack_update(liar.update(call, forged(call, float("inf"), 0.0))), "'weight' holds NaN or infinity"),
-        (pack_update(liar.update(call, forged(call, 0.0, 1.0, names=("weight", "bribe")))), "'bias' is missing"),
-        (pack_update(liar.update(call, good[:-1])), "zstd"),
-        (pack_update(liar.update(call, good, sender=A)), "another one than its parts said"),
-        (pack_update(liar.update(call, good, base="0" * 64)), "another one than its parts said"),
-        (pack_update(liar.update(call, good, weight=0)), "weight"),
-        (_repacked(liar.update(call, good), weight=2**41), "weight"),
-        (_repacked(liar.update(call, good), tallies={"mse": {"total": float("nan"), "count": 1.0}}), "tallies.mse"),
-        (b"\x80garbage", "msgpack"),
+        (pack_update(Update(weight=10, payload=nan)), "'bias' holds NaN or infinity"),
+        (pack_update(Update(weight=10, payload=forged(call, float("inf"), 0.0))), "'weight' holds NaN or infinity"),
+        (
+            pack_update(Update(weight=10, payload=forged(call, 0.0, 1.0, names=("weight", "bribe")))),
+            "coded for another model",
+        ),
+        (pack_update(Update(weight=10, payload=good[:-1])), "zstd"),
+        (pack_update(Update(weight=10, payload=good + b"more")), "zstd"),
+        (pack_update(Update(weight=0, payload=good)), "weight"),
+        (_repacked(good, weight=2**41), "weight"),
+        (_repacked(good, weight=10, tallies={"mse": {"total": float("nan"), "count": 1.0}}), "tallies.mse"),
+        (_repacked(good, weight=10, sent=-1), "sent"),
+        (b"\xc1garbage", "msgpack"),
+        (b"\x80garbage", "speaks protocol"),
+        (bytes(250_000), "make sense here"),
     ]
     for blob, reason in lies:
         liar.send(call, blob)
         receipt = liar.receipt()
         assert (receipt.accepted, receipt.run, receipt.round) == (False, call.run, call.round)
         assert reason in receipt.reason
-    liar.send(call, pack_update(liar.update(call, good)), base="0" * 64)
+    liar.send(call, pack_update(Update(weight=10, payload=good)), base="0" * 64)
     assert "foreign base" in liar.receipt().reason
-    liar.send(call, pack_update(liar.update(call, nan)))
+    honest = pack_update(Update(weight=10, payload=good))
+    liar.send(call, honest, blob="0" * 64)
+    assert "does not hash to its name" in liar.receipt().reason
+    liar.send(call, pack_update(Update(weight=10, payload=nan)))
     assert "NaN" in liar.receipt().reason
-    liar.send(call, pack_update(liar.update(call, nan)))
+    liar.send(call, pack_update(Update(weight=10, payload=nan)))
     assert "NaN" in liar.receipt().reason, "the same again is answered again, not read again"
     liar.say(f"hflb/fed1/{D}/@/up/0", b"\xc1 no part at all")
     refused = farm.notes(EDGE, "refused", sender=D, round=f"g{number}.e1")
-    assert len(refused) == len(lies) + 2, "each is counted"
+    assert len(refused) == len(lies) + 3, "each is counted"
     assert [note["reason"] for note in refused[: len(lies)]] != [""] * len(lies)
     farm.note(EDGE, "duplicate", sender=D)
     farm.note(EDGE, "malformed", topic=f"hflb/fed1/{D}/@/up/0")
@@ -453,10 +445,11 @@ def test_after_all_that_the_model_counts_the_rounds(farm: Farm) -> None:
         assert "Traceback" not in farm.log_path(path).read_text(), path
 
 
-def _repacked(update: Update, **changes: Any) -> bytes:
-    fields = msgpack.unpackb(pack_update(update))
-    packed: bytes = msgpack.packb({**fields, **changes})
-    return packed
+def _repacked(payload: bytes, **changes: Any) -> bytes:
+    """The blob of an update that cannot be built."""
+    fields = msgpack.unpackb(pack_update(Update(weight=1, payload=b"")))
+    head: bytes = msgpack.packb({**fields, **changes})
+    return head + payload
 
 
 def _runs(pid: int) -> bool:

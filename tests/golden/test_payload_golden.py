@@ -5,6 +5,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,27 @@ from hfl_mqtt.learning.store import Tags, load, save
 from hfl_mqtt.learning.weights import digest, layout_of
 
 HERE = Path(__file__).parent
-CHAINS = ["raw", "raw | zstd", "fp16", "fp16 | zstd", "int8", "int8 | zstd(1)"]
+CHAINS = [
+    "raw",
+    "raw | zstd",
+    "shuffle",
+    "shuffle | zstd",
+    "fp16",
+    "fp16 | zstd",
+    "bf16",
+    "int8",
+    "int8(32)",
+    "int8 | zstd(1)",
+    "int4",
+    "int4(17)",
+    "topk(0.1)",
+    "topk(0.3) | int8 | zstd",
+    "stc(0.3)",
+    "rot1",
+    "rot2",
+    "rot3",
+    "rot4",
+]
 GOLDEN = {path.stem: json.loads(path.read_text()) for path in sorted(HERE.glob("payload_v*.json"))}
 CHECKPOINTS = sorted(HERE.glob("checkpoint_v*.safetensors"))
 
@@ -39,17 +60,26 @@ def model() -> Weights:
 @pytest.mark.parametrize(("version", "chain"), [(version, chain) for version in GOLDEN for chain in CHAINS])
 def test_old_payloads_are_read_to_the_last_bit(version: str, chain: str) -> None:
     golden = GOLDEN[version][chain]
-    found = payload.decode(bytes.fromhex(golden["hex"]), parse(chain), layout_of(model()))
-    assert digest(found) == golden["digest"]
+    layout = layout_of(model())
+    compact = payload.decode(bytes.fromhex(golden["compact"]), parse(chain), layout)
+    full = payload.decode_full(bytes.fromhex(golden["full"]), 10_000)
+    assert digest(compact) == digest(full) == golden["digest"]
+    assert list(full) == list(layout)
     if parse(chain).is_lossless:
-        assert digest(found) == digest(model())
+        assert golden["digest"] == digest(model())
+
+
+@pytest.mark.parametrize("version", GOLDEN)
+def test_old_layouts_are_read(version: str) -> None:
+    layout = layout_of(model())
+    assert list(payload.decode_layout(bytes.fromhex(GOLDEN[version]["layout"]), 10_000).items()) == list(layout.items())
 
 
 @pytest.mark.parametrize("chain", [chain for chain in CHAINS if "zstd" not in chain])
 def test_today_the_same_bytes_are_written(chain: str) -> None:
-    # Zstandard may find a better packing in a later release, so its bytes are only read.
+    # Zstandard may find a better packing in a later release, so its bytes, and the table it packs, are only read.
     written = payload.encode(model(), parse(chain), np.random.default_rng(1))
-    assert written.hex() == GOLDEN[f"payload_v{payload.VERSION}"][chain]["hex"]
+    assert written.hex() == GOLDEN[f"payload_v{payload.VERSION}"][chain]["compact"]
 
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=[path.stem for path in CHECKPOINTS])
@@ -62,11 +92,12 @@ def test_old_checkpoints_are_read(path: Path) -> None:
 
 def write() -> None:
     path = HERE / f"payload_v{payload.VERSION}.json"
-    golden = {}
+    golden: dict[str, Any] = {"layout": payload.encode_layout(layout_of(model())).hex()}
     for chain in CHAINS:
-        blob = payload.encode(model(), parse(chain), np.random.default_rng(1))
-        found = payload.decode(blob, parse(chain), layout_of(model()))
-        golden[chain] = {"digest": digest(found), "hex": blob.hex()}
+        compact = payload.encode(model(), parse(chain), np.random.default_rng(1))
+        full = payload.encode_full(model(), parse(chain), np.random.default_rng(1))
+        found = payload.decode(compact, parse(chain), layout_of(model()))
+        golden[chain] = {"digest": digest(found), "compact": compact.hex(), "full": full.hex()}
     with path.open("x") as file:
         file.write(json.dumps(golden, indent=1) + "\n")
     tags = Tags(task="mnist", run="r1", round="g12", digest=digest(model()), software="0.1.0")

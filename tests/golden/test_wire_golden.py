@@ -13,9 +13,12 @@ import pytest
 from hfl_mqtt.protocol import wire
 from hfl_mqtt.protocol.messages import (
     PROTOCOL,
+    Announce,
     Decline,
     Draw,
     Info,
+    Keyframe,
+    KeyPart,
     Kind,
     Manifest,
     Message,
@@ -38,7 +41,8 @@ from hfl_mqtt.protocol.wire import Frame
 
 FILE = Path(__file__).parent / f"wire_v{PROTOCOL}.json"
 A, B = "a" * 64, "0123456789abcdef" * 4
-MANIFEST = Manifest(run="r1", version=12, digest=A, blob=B, size=300_000, parts=2, codec="raw | zstd")
+HALF = A[:16]
+MANIFEST = Manifest(version=12, digest=A, key=8)
 CALL = RoundCall(
     run="r1",
     round=(12, 3),
@@ -59,6 +63,9 @@ CALL = RoundCall(
         seed=9,
     ),
     model=MANIFEST,
+    unasked=65_536,
+    budget=2_000_000,
+    attempt=1,
     boot=4,
 )
 #: By name: a message, and the node whose topic it stands on.
@@ -73,7 +80,6 @@ MESSAGES: dict[str, tuple[Message, str]] = {
     ),
     "info of the cloud": (Info(role="cloud", boot=1), "cloud"),
     "metrics": (Metrics(values={"round": "g12", "in": 5, "loss": 0.5, "accuracy": None}), "cloud"),
-    "manifest": (MANIFEST, "cloud"),
     "round call to devices": (CALL, "cloud/farm-a"),
     "round call to edges": (
         RoundCall(
@@ -88,31 +94,54 @@ MESSAGES: dict[str, tuple[Message, str]] = {
             plan=Plan(
                 kind=Kind.EVALUATE,
                 task="mnist",
-                tiers=(Tier(rounds=2, quorum=0.5), Tier(rounds=3, quorum=4, fraction=0.25, codec="fp16")),
+                tiers=(
+                    Tier(rounds=2, quorum=0.5),
+                    Tier(rounds=3, quorum=4, fraction=0.25, codec="fp16", downlink="auto", budget=50_000),
+                ),
             ),
             model=MANIFEST,
         ),
         "cloud",
     ),
-    "receipt": (Receipt(run="r1", round=(12, 3), base=A, accepted=False, reason="'w' holds NaN"), "cloud/farm-a/pi-07"),
+    "receipt": (Receipt(run="r1", round=(12, 3), base=HALF), "cloud/farm-a/pi-07"),
+    "receipt, refused": (
+        Receipt(run="r1", round=(12, 3), base=HALF, accepted=False, reason="'w' holds NaN"),
+        "cloud/farm-a/pi-07",
+    ),
     "want": (Want(blob=B, parts=(0, 3, 4)), "cloud/farm-a/pi-07"),
-    "want model": (WantModel(blob=B, parts=(1,)), "cloud/farm-a/pi-07"),
+    "want model": (WantModel(version=13, parts=(1,)), "cloud/farm-a/pi-07"),
+    "want model, the keyframe": (WantModel(version=8, parts=(0, 1), is_key=True), "cloud/farm-a/pi-07"),
+    "announce": (
+        Announce(run="r1", round=(12, 3), base=HALF, blob=B, size=1_600_000, count=7),
+        "cloud/farm-a/pi-07",
+    ),
     "decline": (Decline(run="r1", round=(12, 3), reason="no data today"), "cloud/farm-a/pi-07"),
     "update part": (
         UpdatePart(run="r1", round=(12, 3), base=A, blob=B, index=6, count=7, size=1_600_000, data=b"\x00\xff\x10"),
         "cloud/farm-a/pi-07",
     ),
-    "model part": (ModelPart(blob=B, index=1, count=2, size=300_000, data=b"\x00\xff\x10"), "cloud/farm-a"),
+    "model part": (
+        ModelPart(frame=3, version=12, blob=B, index=0, count=1, size=3, data=b"\x00\xff\x10"),
+        "cloud/farm-a",
+    ),
+    "model part, not the first": (
+        ModelPart(frame=3, version=12, blob=B, index=1, count=2, size=300_000, data=b"\x00\xff\x10"),
+        "cloud/farm-a",
+    ),
+    "key part": (KeyPart(version=8, blob=B, index=1, count=2, size=300_000, data=b"\x00\xff\x10"), "cloud/farm-a"),
 }
-UPDATE = Update(
-    run="r1",
-    round=(12, 3),
-    sender="cloud/farm-a/pi-07",
-    base=A,
-    weight=600,
-    payload=b"\x00\xff\x10",
-    tallies={"loss": Tally(total=12.5, count=600), "rmse": Tally(total=2.25, count=9, is_root=True)},
-)
+BLOBS: dict[str, Update | Keyframe] = {
+    "update blob": Update(
+        weight=600,
+        payload=b"\x00\xff\x10",
+        tallies={"loss": Tally(total=12.5, count=600), "rmse": Tally(total=2.25, count=9, is_root=True)},
+        sent=70_000,
+        received=80_000,
+    ),
+    "update blob, of an evaluation": Update(weight=0, payload=b"", tallies={"loss": Tally(total=12.5, count=600)}),
+    "keyframe blob": Keyframe(run="r1", version=8, digest=A, size=177_704, start=b"\x00start", plus=b"\xffplus"),
+    "keyframe blob, of a beginning": Keyframe(run="r1", version=0, digest=A, size=177_704, start=b"\x00start"),
+}
 GOLDEN: dict[str, dict[str, Any]] = json.loads(FILE.read_text()) if FILE.exists() else {}
 
 
@@ -124,7 +153,7 @@ def golden_frame(name: str) -> Frame:
 
 def test_every_kind_of_message_has_its_golden_frame() -> None:
     assert {type(message) for message, _ in MESSAGES.values()} == set(typing.get_args(Message))
-    assert set(GOLDEN) == {*MESSAGES, "update blob"}
+    assert set(GOLDEN) == {*MESSAGES, *BLOBS}
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -141,10 +170,15 @@ def test_the_same_frame_is_written_today(name: str) -> None:
     assert wire.encode(message, "fed1", path) == golden_frame(name)
 
 
-def test_an_old_update_says_what_it_said_and_is_written_today() -> None:
-    blob = bytes.fromhex(GOLDEN["update blob"]["hex"])
-    assert wire.unpack_update(blob) == UPDATE
-    assert wire.pack_update(UPDATE) == blob
+@pytest.mark.parametrize("name", BLOBS)
+def test_an_old_blob_says_what_it_said_and_is_written_today(name: str) -> None:
+    blob, said = bytes.fromhex(GOLDEN[name]["hex"]), BLOBS[name]
+    assert (wire.unpack_update(blob) if isinstance(said, Update) else wire.unpack_keyframe(blob)) == said
+    assert packed(said) == blob
+
+
+def packed(blob: Update | Keyframe) -> bytes:
+    return wire.pack_update(blob) if isinstance(blob, Update) else wire.pack_keyframe(blob)
 
 
 def write() -> None:
@@ -154,7 +188,7 @@ def write() -> None:
         is_binary = message.channel.is_binary
         body = {"hex": frame.payload.hex()} if is_binary else {"json": frame.payload.decode()}
         golden[name] = {"topic": frame.topic, "retain": frame.retain, "qos": frame.qos, **body}
-    golden["update blob"] = {"hex": wire.pack_update(UPDATE).hex()}
+    golden |= {name: {"hex": packed(blob).hex()} for name, blob in BLOBS.items()}
     with FILE.open("x") as file:
         file.write(json.dumps(golden, indent=1) + "\n")
 

@@ -30,7 +30,8 @@ def test_the_text_of_an_error_is_its_reason(kind: type[HflError]) -> None:
 
 
 def test_what_setup_cfg_registers_can_be_named() -> None:
-    assert {"raw", "fp16", "int8", "zstd"} <= set(registry.names("codecs"))
+    assert {"raw", "shuffle", "fp16", "bf16", "int8", "int4", "zstd"} <= set(registry.names("codecs"))
+    assert {"topk", "stc", "rot1", "rot2", "rot3", "rot4"} <= set(registry.names("codecs"))
     assert "fedavg" in registry.names("strategies")
     assert {"mnist", "soil-moisture"} <= set(registry.names("tasks"))
     assert registry.names("spaceships") == []

@@ -71,8 +71,8 @@ FILES = files_of(PACKAGE, "device_agents")
 
 def module_of(path: Path) -> str:
     """
-    >>> module_of(ROOT / "hfl_mqtt" / "rounds" / "nodes.py")
-    'rounds.nodes'
+    >>> module_of(ROOT / "hfl_mqtt" / "rounds" / "node.py")
+    'rounds.node'
     """
     parts = path.relative_to(ROOT).with_suffix("").parts
     parts = parts[1:] if parts[0] == PACKAGE else parts

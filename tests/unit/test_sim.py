@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.learning.contracts import Weights
+from hfl_mqtt.learning.start import of_weights
+from hfl_mqtt.learning.weights import difference, digest
 from hfl_mqtt.protocol.messages import Kind, Plan, Tally, Tier
 from hfl_mqtt.rounds.actions import Contribution, Work
 from hfl_mqtt.rounds.cloud import CloudNode, Schedule
@@ -36,13 +38,13 @@ def samples_of(path: str) -> int:
 
 def train(path: str, work: Work) -> Contribution:
     """Half a step towards the client's own goal: closed form, and different for each client."""
-    base = ARITHMETIC.decode_model(work.model)
+    base = ARITHMETIC.weights(work.model)
     tallies = {"error": Tally(total=1.0, count=2), "loss": Tally(total=3.0, count=4)}
     if work.plan.kind is Kind.EVALUATE:
         return Contribution(payload=b"", weight=0, tallies=tallies)
     goal = np.float32(samples_of(path) / 10)
     weights = {"w": base["w"] + np.float32(0.5) * (goal - base["w"]), "steps": base["steps"] + 1}
-    payload = ARITHMETIC.encode_delta(weights, base, work.codec, work.seed)
+    payload = ARITHMETIC.encode(difference(weights, base), work.codec, work.seed)
     return Contribution(payload=payload, weight=samples_of(path), tallies=tallies)
 
 
@@ -57,6 +59,8 @@ def simulation(
     fraction: float = 1.0,
     grace_s: float = 5.0,
     model: Weights = START,
+    codec: str = CODEC,
+    downlink: str = CODEC,
 ) -> Simulation:
     depth = max(path.count("/") for path in tree)
     below = tuple(
@@ -65,7 +69,8 @@ def simulation(
             open_for_s=60.0 * edge_rounds ** (depth - tier),
             fraction=fraction,
             grace_s=grace_s,
-            codec=CODEC,
+            codec=codec,
+            downlink=downlink,
         )
         for tier in range(1, depth + 1)
     )
@@ -73,14 +78,21 @@ def simulation(
         run="run-1",
         rounds=rounds,
         plan=Plan(task="t", tiers=below, seed=7),
-        tier=Tier(open_for_s=600.0, grace_s=grace_s, codec=CODEC),
+        tier=Tier(open_for_s=600.0, grace_s=grace_s, codec=codec, downlink=downlink),
         seed=7,
         wait_for=len(tree["cloud"]),
         wait_at_most_s=900.0,
         is_scored=is_scored,
     )
     return Simulation(
-        tree, schedule=schedule, weights=model, arithmetic=ARITHMETIC, train=train, seed=seed, faults=faults
+        tree,
+        schedule=schedule,
+        weights=model,
+        start=of_weights(model),
+        arithmetic=ARITHMETIC,
+        train=train,
+        seed=seed,
+        faults=faults,
     )
 
 
@@ -227,7 +239,7 @@ def test_the_order_of_arrival_does_not_change_a_bit_of_the_model() -> None:
         end = sim.run()
         assert end is not None
         assert end.failure is None
-        models.append(ARITHMETIC.digest(cloud_of(sim).weights))
+        models.append(digest(cloud_of(sim).weights))
     assert len(set(models)) == 1
 
 

@@ -151,10 +151,65 @@ WRONG = {
             f"Known: {', '.join(registry.names('codecs'))}"
         ],
     ),
+    "no such codec down": (
+        CLOUD,
+        "tiers: [{downlink: 'rot1 | zst'}]",
+        [
+            "10:20 tiers[0].downlink: codec 'rot1 | zst': no codec is called 'zst', did you mean 'zstd'? "
+            f"Known: {', '.join(registry.names('codecs'))}"
+        ],
+    ),
+    "a codec with a number that it does not take": (
+        CLOUD,
+        "tiers: [{}, {codec: topk(2)}]",
+        ["10:21 tiers[1].codec: codec 'topk(2)': topk takes a fraction over 0 and up to 1, not 2"],
+    ),
+    "a budget that is no size": (
+        CLOUD,
+        "tiers: [{codec: auto, budget: 2 MB/rund}]",
+        ["10:31 tiers[0].budget: must be a size such as 256 KiB, 2 MB or 1 GiB, got '2 MB/rund'"],
+    ),
+    "a budget of nothing": (
+        CLOUD,
+        "tiers: [{codec: auto, budget: 0 B/round}]",
+        ["10:31 tiers[0].budget: must be greater than or equal to 1, got '0 B/round'"],
+    ),
+    "a budget that nobody keeps": (
+        CLOUD,
+        "tiers: [{}, {codec: rot1, budget: 2 MB/round}]",
+        ["10:35 tiers[1].budget: is only kept by a codec that is chosen: set codec or downlink to auto"],
+    ),
+    "a run's budget by the round": (
+        CLOUD,
+        "stop: {budget: 20 MB/round}",
+        ["10:16 stop.budget: must be a size such as 256 KiB, 2 MB or 1 GiB, got '20 MB/round'"],
+    ),
+    "all that is wrong with when to stop": (
+        CLOUD,
+        """\
+        stop:
+          tagret: 0.9
+          patience: 0
+          target: high
+        """,
+        [
+            "11:3 stop.tagret: is not a key here, did you mean 'target'?",
+            "12:13 stop.patience: must be greater than or equal to 1, got 0",
+            "13:11 stop.target: must be a number, got 'high'",
+        ],
+    ),
+    "no such way to begin": (
+        CLOUD,
+        "initial: seeds",
+        ["10:10 initial: must be 'auto', 'seed' or 'weights', got 'seeds', did you mean 'seed'?"],
+    ),
     "no such strategy": (
         CLOUD,
         "strategy: fedagv",
-        ["10:11 strategy: no strategy is called 'fedagv', did you mean 'fedavg'?"],
+        [
+            "10:11 strategy: no strategy is called 'fedagv', did you mean 'fedavg'? "
+            f"Known: {', '.join(registry.names('strategies'))}"
+        ],
     ),
     "a tier that cannot end in time": (
         CLOUD,
@@ -303,6 +358,38 @@ def test_the_clouds_tiers_start_with_its_global_rounds() -> None:
 
 def test_tiers_have_the_messages_defaults() -> None:
     assert cloud().to_tiers()[1] == messages.Tier()
+
+
+def test_each_tier_says_how_updates_come_up_and_how_the_model_goes_down() -> None:
+    config = cloud(
+        """\
+        tiers:
+          - {codec: auto, downlink: rot1, budget: 2 MB/round}
+          - {codec: " rot1 ", downlink: "stc(0.01)|zstd(19)"}
+        """
+    )
+    above, below = config.to_tiers()
+    assert (above.codec, above.downlink, above.budget) == ("auto", "rot1", 2_000_000)
+    assert (below.codec, below.downlink, below.budget) == ("rot1", "stc(0.01) | zstd(19)", None)
+
+
+@pytest.mark.parametrize("text", ["500 kB/round", "500 kB", "500000", "500 kB /round"])
+def test_a_budget_is_a_size_and_may_say_that_it_is_for_a_round(text: str) -> None:
+    assert cloud(f"tiers: [{{downlink: auto, budget: {text}}}]").tiers[0].budget == 500_000
+
+
+def test_a_run_goes_through_all_its_rounds_unless_told_when_to_stop() -> None:
+    stop = cloud().stop
+    assert (stop.metric, stop.target, stop.patience, stop.budget) == (None, None, None, None)
+    stop = cloud("stop: {metric: unseen_rmse, target: 0.05, patience: 10, budget: 20 MB}").stop
+    assert (stop.metric, stop.target, stop.patience, stop.budget) == ("unseen_rmse", 0.05, 10, 20_000_000)
+
+
+@pytest.mark.parametrize(
+    ("more", "initial"), [("", "auto"), ("initial: seed", "seed"), ("initial: weights", "weights")]
+)
+def test_the_first_model_goes_down_as_a_seed_where_that_does_unless_told_otherwise(more: str, initial: str) -> None:
+    assert cloud(more).initial == initial
 
 
 def test_a_tasks_own_options_are_kept_as_they_are() -> None:

@@ -7,7 +7,7 @@ import msgpack
 import pytest
 
 from hfl_mqtt.learning import jobs
-from hfl_mqtt.learning.jobs import Failed, InitialJob, TrainJob
+from hfl_mqtt.learning.jobs import Failed, InitialJob, ModelBytes, Trained, TrainJob
 from hfl_mqtt.protocol.messages import Kind, Plan, Tier
 
 
@@ -20,13 +20,29 @@ def test_a_frame_comes_back_as_it_went() -> None:
         plan=Plan(kind=Kind.EVALUATE, task="mnist", tiers=(Tier(quorum=3),)),
         seed=2**53,
         codec="raw",
-        model=b"\x00\xff",
-        digest="d",
+        model=ModelBytes(
+            run="r1",
+            version=3,
+            digest="d3",
+            key_version=1,
+            key_digest="d1",
+            size=8,
+            start=b"\x00\xff",
+            plus=b"",
+            deltas=(b"\x01", b"\x02\xff"),
+        ),
+        residual="pi.residual",
     )
     stream = io.BytesIO(jobs.pack(job) + jobs.pack(Failed(job_id="1", reason="no")))
     assert jobs.read(stream) == job
     assert jobs.read(stream) == Failed(job_id="1", reason="no")
     assert jobs.read(stream) is None
+
+
+@pytest.mark.parametrize("plus", [None, b"", b"\xff"])
+def test_that_there_is_no_new_start_differs_from_an_empty_one(plus: bytes | None) -> None:
+    trained = Trained(job_id="1", payload=b"\x00", samples=1, tallies={}, seconds=0.5, plus=plus)
+    assert jobs.read(io.BytesIO(jobs.pack(trained))) == trained
 
 
 def test_what_only_yaml_has_travels_as_text() -> None:

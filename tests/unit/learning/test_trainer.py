@@ -6,15 +6,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hfl_mqtt.errors import Misuse
-from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.learning.jobs import MAX_REASON, pack
+from hfl_mqtt.learning.start import Start
 from hfl_mqtt.learning.trainer import (
     Evaluated,
     EvaluateJob,
@@ -23,42 +23,11 @@ from hfl_mqtt.learning.trainer import (
     Result,
     Trained,
     Trainer,
-    TrainJob,
 )
-from hfl_mqtt.protocol.messages import Kind, Plan, Tally
+from hfl_mqtt.protocol.messages import MAX_BLOB, Kind, Plan, Tally
+from tests.unit.learning.desks import ONE, PATIENCE_S, TASK, Desk, sent
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "tasks.md"
-CODEC = "raw | zstd"
-PATIENCE_S = 60.0
-#: y = w x, whose loss says where it starts, so that a test can wait for it; and ways to misbehave.
-TASK = """
-import os, signal, sys, time
-import torch
-from hfl_mqtt.learning.contracts import Metric, TrainResult
-
-metric = Metric("rmse", higher_is_better=False, is_root=True)
-
-def model():
-    return torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Dropout(0.5))
-
-def data(options):
-    if options.get("refuse"):
-        raise ValueError("no hive here")
-    x = torch.arange(1, options.get("n", 4) + 1, dtype=torch.float32)[:, None]
-    return (x, 3 * x), (torch.tensor([[1.0], [1.0]]), torch.tensor([[3.0], [4.0]]))
-
-def central_data():
-    return {"unseen": (torch.tensor([[1.0]]), torch.tensor([[5.0]]))}
-
-def loss(output, target):
-    print("a line on stdout")
-    print("training", file=sys.stderr, flush=True)
-    os.write(1, b"raw bytes on file descriptor 1\\n")
-    return torch.nn.functional.mse_loss(output, target)
-
-def score(output, target):
-    return ((output - target) ** 2).squeeze(1)
-"""
 STUBBORN = (
     TASK
     + """
@@ -75,57 +44,6 @@ def train(model, data, plan, stop):
     os.kill(os.getpid(), signal.SIGSEGV)
 """
 )
-
-
-class Desk:
-    """A trainer, what it said, and the task file that its jobs name."""
-
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self.results: SimpleQueue[Result] = SimpleQueue()
-        self.lines: SimpleQueue[str] = SimpleQueue()
-        self.trainer = Trainer(self.results.put, device="cpu", on_log=self.lines.put, **options)
-        self.folder = folder
-        self.tensors = TensorArithmetic()
-        self.base = {"0.weight": np.array([[1.0]], np.float32)}
-
-    def job(self, job_id: str, *, task: str = TASK, plan: Plan | None = None, **data: object) -> TrainJob:
-        path = self.folder / f"task_{abs(hash(task))}.py"
-        path.write_text(task)
-        return TrainJob(
-            id=job_id,
-            client="cloud/farm-a/pi-07",
-            task_options={"file": str(path)},
-            data_options=data,
-            plan=plan or Plan(task="line", epochs=2, batch_size=3, learning_rate=0.01),
-            seed=7,
-            codec=CODEC,
-            model=self.tensors.encode_model(self.base),
-            digest=self.tensors.digest(self.base),
-        )
-
-    def endless(self, job_id: str, *, task: str = TASK) -> TrainJob:
-        return self.job(job_id, task=task, plan=Plan(task="line", epochs=None, steps=10_000_000, learning_rate=1e-9))
-
-    def result(self) -> Result:
-        try:
-            return self.results.get(timeout=PATIENCE_S)
-        except Empty:
-            lines = []
-            while not self.lines.empty():
-                lines.append(self.lines.get())
-            raise AssertionError("no result; the log: " + "\n".join(lines)) from None
-
-    def train(self, job: TrainJob) -> Trained:
-        self.trainer.train(job)
-        result = self.result()
-        assert isinstance(result, Trained), result
-        return result
-
-    def wait_for_line(self, pattern: str) -> str:
-        while True:
-            line = self.lines.get(timeout=PATIENCE_S)
-            if re.search(pattern, line):
-                return line
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +87,7 @@ def test_the_payload_is_the_delta_of_a_plain_loop_over_the_same_batches(desk: De
         for i in np.random.default_rng([7, epoch]).permutation(4):
             x = float(i + 1)
             w -= 0.01 * 2 * (w * x - 3 * x) * x
-    total = desk.tensors.accumulator(desk.base, CODEC)
-    total.add(result.payload, result.samples)
-    assert desk.tensors.apply(desk.base, total)["0.weight"].item() == pytest.approx(w, rel=1e-5)
+    assert desk.delta(result)["0.weight"].item() == pytest.approx(w - 1.0, rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_payload_to_the_last_bit(desk: Desk) -> None:
@@ -204,7 +120,6 @@ def test_evaluation_is_of_a_client_or_of_the_central_sets(desk: Desk) -> None:
                 task_options=job.task_options,
                 data_options=data_options,
                 model=job.model,
-                digest=job.digest,
             )
         )
     own, central = desk.result(), desk.result()
@@ -222,16 +137,18 @@ def test_equal_seeds_give_equal_first_models(desk: Desk) -> None:
     assert isinstance(first, Initial)
     assert isinstance(same, Initial)
     assert isinstance(other, Initial)
-    assert first.blob == same.blob != other.blob
-    assert first.digest == desk.tensors.digest(desk.tensors.decode_model(first.blob))
+    assert first.start == same.start != other.start
+    assert first.is_reproducible
+    assert Start.read(first.start, MAX_BLOB).weights()["0.weight"].shape == (1, 1)
     assert (first.parameters, first.metric, first.higher_is_better) == (1, "rmse", False)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"digest": "0" * 64}, "the model's digest is .* must be fetched again"),
-        ({"model": b"no model"}, "the model cannot be read .*fetched again"),
+        ({"model": sent(ONE, digest="0" * 64)}, "the model cannot be rebuilt: its deltas do not lead to its digest"),
+        ({"model": sent(ONE, start=b"no model")}, "the model cannot be rebuilt: not the start of a model"),
+        ({"model": sent({"0.weight": np.ones((1, 2), "f4")})}, "give every node the same task"),
         ({"task_options": {"name": "nonsense"}}, "no task is called 'nonsense'"),
         ({"codec": "nonsense"}, "nonsense"),
         ({"data_options": {"refuse": True}}, r"task_\d+\.py:13: data\(\) raised ValueError: no hive here"),
@@ -291,9 +208,7 @@ def test_what_no_update_can_carry_fails_in_the_training_process(desk: Desk, task
 )
 def test_central_sets_that_cannot_be_reported_fail_in_the_training_process(desk: Desk, sets: str, reason: str) -> None:
     job = desk.job("bad", task=f"{TASK}\ndef central_data():\n    return {sets}\n")
-    desk.trainer.evaluate(
-        EvaluateJob(id=job.id, client="cloud", task_options=job.task_options, model=job.model, digest=job.digest)
-    )
+    desk.trainer.evaluate(EvaluateJob(id=job.id, client="cloud", task_options=job.task_options, model=job.model))
     result = desk.result()
     assert isinstance(result, Failed)
     assert re.search(reason, result.reason), result.reason
@@ -351,7 +266,8 @@ def test_the_example_of_the_documentation_trains(desk: Desk, tmp_path: Path) -> 
     initial = desk.result()
     assert isinstance(initial, Initial)
     job = desk.job("hive", csv=str(tmp_path / "hive.csv"))
-    result = desk.train(replace(job, task_options=options, model=initial.blob, digest=initial.digest))
+    model = sent(Start.read(initial.start, MAX_BLOB).weights(), start=initial.start)
+    result = desk.train(replace(job, task_options=options, model=model))
     assert result.samples == 16
     assert result.tallies["rmse"].count == 4
 

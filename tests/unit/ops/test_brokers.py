@@ -87,8 +87,33 @@ class TestConfigurations:
     def test_the_bridges_carry_what_topics_says_and_nothing_twice(self) -> None:
         carried = [line for line in rendered(site(), "farm-a/mosquitto.conf").splitlines() if line.startswith("topic ")]
         ways = topics.bridge_control("fed1", "cloud/farm-a") + topics.bridge_data("fed1", "cloud/farm-a")
-        assert carried == [f"topic {pattern} {direction} 1" for pattern, direction in ways]
+        assert carried == [f"topic {pattern} {direction} {qos}" for pattern, direction, qos in ways]
         assert len(set(carried)) == len(carried)
+
+    def test_what_comes_in_retained_comes_at_qos_0_and_what_is_addressed_at_qos_1(self) -> None:
+        # A PUBACK on the way up would hold an update back for 40 ms, and a cut link would queue obsolete models.
+        carried = [line for line in rendered(site(), "farm-a/mosquitto.conf").splitlines() if line.startswith("topic ")]
+        assert [line for line in carried if " in " in line] == [
+            "topic hfl/fed1/cloud/@/stat/round in 0",
+            "topic hfl/fed1/cloud/@/stat/state in 0",
+            "topic hfl/fed1/cloud/farm-a/@/cmnd/# in 1",
+            "topic hflb/fed1/cloud/@/down/# in 0",
+            "topic hflb/fed1/cloud/@/key/# in 0",
+        ]
+
+    def test_what_goes_out_is_a_farms_word_to_the_cloud_and_how_everybody_below_is(self) -> None:
+        conf = rendered(region_site(), "north-farm-a/mosquitto.conf")
+        own = "hfl/fed1/cloud/north/farm-a"
+        assert [line for line in conf.splitlines() if line.startswith("topic ") and " out " in line] == [
+            f"topic {own}/@/stat/# out 1",
+            f"topic {own}/+/@/stat/# out 1",
+            f"topic {own}/+/+/@/stat/# out 1",
+            f"topic {own}/+/+/+/@/stat/# out 1",
+            f"topic {own}/+/+/+/+/@/stat/# out 1",
+            f"topic {own}/+/+/+/+/+/@/stat/# out 1",
+            f"topic {own}/@/tele/# out 1",
+            "topic hflb/fed1/cloud/north/farm-a/@/up/# out 1",
+        ]
 
     def test_every_bridge_has_a_client_id_of_its_own(self) -> None:
         ids = [

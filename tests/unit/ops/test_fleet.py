@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from hfl_mqtt.ops.fleet import MAX_NODES, Fleet, size, table
-from hfl_mqtt.protocol.messages import Info, Message, Metrics, State, StateName
+from hfl_mqtt.protocol.messages import (
+    Info,
+    Manifest,
+    Message,
+    Metrics,
+    Phase,
+    Plan,
+    RoundCall,
+    State,
+    StateName,
+)
 from hfl_mqtt.protocol.wire import Frame, encode
 from hfl_mqtt.transport.link import Arrived
 
@@ -39,12 +50,34 @@ def test_parents_stand_before_their_children_with_state_round_scores_and_age() -
     heard(fleet, "cloud/farm-a", State(state=StateName.LOST, boot=1))
     heard(fleet, "cloud", Info(role="cloud", boot=1))
     values: dict[str, Any] = {"round": "g2", "in": 1, "of": 2, "rmse": 0.5, "loss": 0.25, "up_bytes": 2_500_000}
-    heard(fleet, "cloud", Metrics(values={**values, "cpu_percent": 3, "samples": 7}))
+    heard(fleet, "cloud", Metrics(values={**values, "cpu_percent": 3, "samples": 7, "mb_up": 0.5, "mb_down": 1.5}))
     assert [view.path for view in fleet.nodes()] == ["cloud", "cloud/farm-a", "cloud/farm-a/pi-1"]
     rows = [" ".join(line.replace("│", " ").split()) for line in shown(fleet, now=5.0).splitlines()]
     # `heard` speaks as a broker that had kept all of it.
     expected = ["cloud ? g2 1/2 rmse 0.5000 0.25 2.5 MB > 5 s", "farm-a lost > 5 s", "pi-1 training > 2 s"]
     assert [row for row in rows if row.endswith(" s")] == expected
+
+
+def test_a_round_is_open_until_its_figures_are_there_or_it_is_told_to_be_over() -> None:
+    fleet = Fleet()
+    manifest = Manifest(version=0, digest="0" * 64, key=0)
+    call = RoundCall(
+        run="r1",
+        round=(2, 1),
+        phase=Phase.OPEN,
+        asked=1,
+        quorum=1,
+        open_for_s=60.0,
+        codec="raw",
+        plan=Plan(task="line"),
+        model=manifest,
+    )
+    heard(fleet, "cloud/farm-a", call, Metrics(values={"round": "g1.e1"}))
+    assert "g2.e1 open" in shown(fleet)
+    heard(fleet, "cloud/farm-a", Metrics(values={"round": "g2.e1"}))
+    assert "open" not in shown(fleet)
+    heard(fleet, "cloud/farm-a", replace(call, phase=Phase.FINISHED))
+    assert "g2.e1 end" in shown(fleet)
 
 
 def test_a_script_sees_the_same() -> None:

@@ -1,3 +1,6 @@
+import hashlib
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -5,13 +8,17 @@ from hypothesis import strategies as st
 from hfl_mqtt.errors import Malformed
 from hfl_mqtt.protocol import blobs
 from hfl_mqtt.protocol.blobs import Ask, Cut, Full, Progress, Reassembler
-from hfl_mqtt.protocol.messages import MAX_BLOB, ModelPart
+from hfl_mqtt.protocol.messages import MAX_BLOB, MAX_PARTS, PART_SIZE, Buffer, KeyPart, ModelPart
 
 TEN = bytes(range(10))
 
 
-def part(cut: Cut, index: int) -> ModelPart:
-    return ModelPart(blob=cut.digest, index=index, count=cut.count, size=len(cut.blob), data=cut.part(index))
+def part(cut: Cut, index: int) -> KeyPart:
+    return piece(cut.digest, index, cut.count, len(cut.blob), cut.part(index))
+
+
+def piece(blob: str, index: int, count: int, size: int, data: bytes) -> KeyPart:
+    return KeyPart(version=0, blob=blob, index=index, count=count, size=size, data=data)
 
 
 def roomy(window: int | None = 4, **options: float) -> Reassembler:
@@ -58,6 +65,37 @@ def test_two_senders_may_send_the_same_blob() -> None:
     assert box.add("c", part(cut, 0), 0.0).blob is None
     assert box.add("d", part(cut, 1), 0.0).blob is None
     assert box.add("c", part(cut, 1), 0.0).blob == TEN
+
+
+def test_parts_of_a_delta_and_of_a_keyframe_are_put_together_alike() -> None:
+    cut, box = Cut.of(TEN, 5), roomy()
+    first = ModelPart(frame=0, version=1, blob=cut.digest, index=0, count=2, size=10, data=cut.part(0))
+    assert box.add("c", first, 0.0).blob is None
+    assert box.add("c", part(cut, 1), 0.0).blob == TEN
+
+
+@pytest.mark.parametrize("holder", [bytearray, memoryview])
+def test_what_was_put_together_is_cut_again_as_it_is(holder: type[bytearray] | type[memoryview]) -> None:
+    held = Cut.of(holder(TEN), 4)
+    assert (held.digest, held.count, held.part(1)) == (Cut.of(TEN, 4).digest, 3, TEN[4:8])
+
+
+def test_a_models_digest_is_of_the_digest_before_it_and_of_its_delta() -> None:
+    start, delta = blobs.digest(b"weights"), blobs.digest(b"delta")
+    both = hashlib.sha256(b"weights").digest() + hashlib.sha256(b"delta").digest()
+    assert blobs.next_digest(start, delta) == hashlib.sha256(both).hexdigest()
+
+
+def test_a_models_digest_holds_all_that_came_before_and_in_which_order() -> None:
+    start, one, two = (blobs.digest(text) for text in (b"start", b"one", b"two"))
+
+    def after(*deltas: str) -> str:
+        digest = start
+        for delta in deltas:
+            digest = blobs.next_digest(digest, delta)
+        return digest
+
+    assert len({start, after(one), after(two), after(one, two), after(two, one), after(one, one)}) == 6
 
 
 # ------------------------------------------------------------------ flow
@@ -165,6 +203,93 @@ def test_duplicates_alone_keep_nothing_alive_for_ever() -> None:
     assert not box.is_arriving(600.0, 15.0)
 
 
+# ------------------------------------------------------------------ announced, and under way
+
+
+def test_room_is_made_for_what_is_announced_and_its_first_parts_are_asked_for() -> None:
+    cut, box = Cut.of(TEN, 1), roomy(window=4)
+    assert box.reserve("c", cut.digest, 10, 10, 0.0) == (0, 1, 2, 3)
+    assert box.is_open("c", cut.digest)
+    # Nothing came unasked, so from here it goes on as with any other: half of the window is here, two more are wanted.
+    assert [box.add("c", part(cut, index), 0.0).ask for index in range(4)] == [(), (4, 5), (), (6, 7)]
+
+
+def test_a_blob_of_few_parts_is_asked_for_whole_and_arrives() -> None:
+    cut, box = Cut.of(TEN, 5), roomy()
+    assert box.reserve("c", cut.digest, 10, 2, 0.0) == (0, 1)
+    assert [box.add("c", part(cut, index), 0.0).blob for index in (0, 1)] == [None, TEN]
+
+
+def test_what_is_announced_again_is_not_asked_for_again() -> None:
+    cut, box = Cut.of(TEN, 5), roomy()
+    box.reserve("c", cut.digest, 10, 2, 0.0)
+    assert box.reserve("c", cut.digest, 10, 2, 1.0) == ()
+    assert len(box) == 1
+
+
+def test_an_announced_blob_of_which_nothing_comes_is_asked_for_again_and_dropped_in_the_end() -> None:
+    cut, box = Cut.of(TEN, 5), roomy(stall_s=5.0, expire_s=60.0)
+    box.reserve("c", cut.digest, 10, 2, 100.0)
+    assert box.next_deadline == 105.0
+    assert box.tick(105.0) == [Ask("c", cut.digest, (0, 1))]
+    box.tick(160.0)
+    assert len(box) == 0
+
+
+def test_what_is_announced_waits_until_there_is_room() -> None:
+    first, second = Cut.of(bytes(60), 30), Cut.of(bytes(50), 25)
+    box = Reassembler(max_blob=100, max_total=100)
+    box.reserve("c", first.digest, 60, 2, 0.0)
+    with pytest.raises(Full, match="60 bytes of 100"):
+        box.reserve("d", second.digest, 50, 2, 0.0)
+    box.drop("c")
+    assert box.reserve("d", second.digest, 50, 2, 0.0) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "reason"),
+    [
+        (1001, 1, "1001 bytes, at most 1000"),
+        (5, 4, "5 bytes are not cut into 4 parts"),  # 2 + 2 + 1 leaves nothing for the last
+        (5, 6, "5 bytes are not cut into 6 parts"),
+        (1, MAX_PARTS, "1 bytes are not cut into 4096 parts"),
+    ],
+)
+def test_what_is_announced_and_can_never_come_is_refused_at_once(size: int, count: int, reason: str) -> None:
+    box = roomy()
+    with pytest.raises(Malformed, match=reason):
+        box.reserve("c", "0" * 64, size, count, 0.0)
+    assert (len(box), box.progress()) == (0, None)
+
+
+def test_an_announced_part_longer_than_a_packet_is_refused_at_once() -> None:
+    box = Reassembler(max_blob=MAX_BLOB, max_total=MAX_BLOB)
+    with pytest.raises(Malformed, match=f"{PART_SIZE + 1} bytes are not cut into 1 parts of at most {PART_SIZE}"):
+        box.reserve("c", "0" * 64, PART_SIZE + 1, 1, 0.0)
+    assert box.reserve("c", "0" * 64, PART_SIZE + 1, 2, 0.0) == (0, 1)
+
+
+@given(size=st.integers(1, 2000), part_size=st.integers(1, 300))
+def test_every_cut_that_is_announced_is_taken(size: int, part_size: int) -> None:
+    cut = Cut.of(bytes(size), part_size)
+    box = Reassembler(max_blob=2000, max_total=2000, window=None)
+    assert box.reserve("c", cut.digest, size, cut.count, 0.0) == tuple(range(min(cut.count, blobs.MAX_ASK)))
+
+
+def test_progress_is_told_in_bytes_of_all_that_is_under_way() -> None:
+    ten, six = Cut.of(TEN, 2), Cut.of(bytes(6), 3)
+    box = Reassembler(max_blob=100, max_total=100)
+    assert box.progress() is None
+    box.reserve("c", ten.digest, 10, 5, 0.0)
+    assert box.progress() == (0, 10)
+    box.add("c", part(ten, 3), 0.0)
+    assert box.progress() == (2, 10)
+    box.add("d", part(six, 0), 0.0)
+    assert box.progress() == (5, 16)
+    box.add("d", part(six, 1), 0.0)  # whole, so no longer under way
+    assert box.progress() == (2, 10)
+
+
 # ------------------------------------------------------------------ bounds
 
 
@@ -182,21 +307,21 @@ def test_duplicates_alone_keep_nothing_alive_for_ever() -> None:
 def test_a_part_that_contradicts_itself_is_refused_and_not_kept(index: int, count: int, size: int, length: int) -> None:
     box = roomy()
     with pytest.raises(Malformed, match=r"part \d of \d has"):
-        box.add("c", ModelPart(blob="0" * 64, index=index, count=count, size=size, data=bytes(length)), 0.0)
+        box.add("c", piece("0" * 64, index, count, size, bytes(length)), 0.0)
     assert len(box) == 0
 
 
 def test_two_parts_that_disagree_are_refused() -> None:
     box = roomy()
-    box.add("c", ModelPart(blob="0" * 64, index=0, count=2, size=10, data=bytes(5)), 0.0)
+    box.add("c", piece("0" * 64, 0, 2, 10, bytes(5)), 0.0)
     with pytest.raises(Malformed, match="disagree"):
-        box.add("c", ModelPart(blob="0" * 64, index=1, count=5, size=10, data=bytes(2)), 0.0)
+        box.add("c", piece("0" * 64, 1, 5, 10, bytes(2)), 0.0)
 
 
 def test_a_blob_that_does_not_hash_to_its_name_is_forgotten() -> None:
     box = roomy()
     with pytest.raises(Malformed, match="does not hash"):
-        box.add("c", ModelPart(blob="0" * 64, index=0, count=1, size=1, data=b"x"), 0.0)
+        box.add("c", piece("0" * 64, 0, 1, 1, b"x"), 0.0)
     assert len(box) == 0
 
 
@@ -242,6 +367,38 @@ def test_a_clock_that_jumps_back_only_makes_it_wait() -> None:
     assert box.tick(0.0) == []
     assert box.add("c", part(cut, 0), 0.0).ask == ()
     assert box.add("c", part(cut, 1), 0.0).blob == TEN
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("is_announced", [False, True])
+def test_what_a_peer_declares_takes_no_memory_before_it_comes(is_announced: bool) -> None:
+    count = 1024
+    size = count * PART_SIZE  # 256 MiB
+    box = Reassembler(max_blob=size, max_total=size)
+    data = bytes(PART_SIZE)
+    before = resident_bytes()
+    if is_announced:
+        box.reserve("c", "0" * 64, size, count, 0.0)
+    box.add("c", piece("0" * 64, count - 1, count, size, data), 0.0)
+    assert box.progress() == (PART_SIZE, size)
+    assert resident_bytes() - before < 16 * 2**20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_a_blob_of_many_parts_is_given_as_it_was_put_together_and_outlives_the_box() -> None:
+    whole = bytes(range(256)) * 40
+    cut, box = Cut.of(whole, 1000), Reassembler(max_blob=20_000, max_total=20_000, window=None)
+    found: Buffer | None = None
+    for index in reversed(range(cut.count)):
+        found = box.add("c", part(cut, index), 0.0).blob
+    box.clear()
+    del box
+    assert found is not None
+    assert bytes(found) == whole
+    assert found[3:5] == whole[3:5]
 
 
 @settings(max_examples=200)

@@ -7,12 +7,19 @@ import pytest
 from pydantic import ValidationError
 
 from hfl_mqtt.protocol.messages import (
+    MAX_BLOB,
+    MAX_FRAMES,
+    Announce,
     Decline,
     Info,
+    Keyframe,
+    KeyPart,
     Manifest,
     Metrics,
     ModelPart,
     Plan,
+    Receipt,
+    RoundCall,
     State,
     StateName,
     Tally,
@@ -20,12 +27,27 @@ from hfl_mqtt.protocol.messages import (
     Update,
     UpdatePart,
     Want,
+    WantModel,
     round_text,
 )
 
 D = "0" * 64
-MANIFEST = {"run": "r", "version": 0, "digest": D, "blob": D, "size": 1, "parts": 1, "codec": "raw"}
+MANIFEST = {"version": 0, "digest": D}
+CALL: dict[str, Any] = {
+    "run": "r",
+    "round": [1],
+    "phase": "open",
+    "asked": 1,
+    "quorum": 1,
+    "open_for_s": 1.0,
+    "codec": "raw",
+}
+CALL |= {"plan": {"task": "t"}, "model": MANIFEST}
+HALF: dict[str, Any] = {"run": "r", "round": [1], "base": "0" * 16}
+KEYFRAME = {"run": "r", "version": 0, "digest": D, "size": 4, "start": b"start"}
 PART = {"blob": D, "index": 0, "count": 1, "size": 1, "data": b"x"}
+SLOT = PART | {"frame": 0, "version": 1}
+ONE = Tally(total=1.0, count=1)
 
 
 def test_a_message_cannot_be_changed() -> None:
@@ -58,22 +80,56 @@ def test_a_message_cannot_be_changed() -> None:
         (Plan, {"task": "t", "tiers": [Tier()] * 9}),
         (Manifest, MANIFEST | {"digest": "A" * 64}),
         (Manifest, MANIFEST | {"digest": D + "\n"}),
-        (Manifest, MANIFEST | {"run": "../../etc"}),
-        (Manifest, MANIFEST | {"run": "r\n"}),
-        (Manifest, MANIFEST | {"size": 2**30 + 1}),
-        (Manifest, MANIFEST | {"parts": 0}),
+        (Manifest, MANIFEST | {"digest": "0" * 16}),
+        (Manifest, MANIFEST | {"version": -1}),
+        (Manifest, MANIFEST | {"key": -1}),
+        (Tier, {"codec": ""}),
+        (Tier, {"downlink": "x" * 121}),
+        (Tier, {"budget": -1}),
+        (RoundCall, CALL | {"run": "../../etc"}),
+        (RoundCall, CALL | {"run": "r\n"}),
+        (RoundCall, CALL | {"phase": "ajar"}),
+        (RoundCall, CALL | {"codec": ""}),
+        (RoundCall, CALL | {"unasked": -1}),
+        (RoundCall, CALL | {"attempt": 2**53 + 1}),
+        (RoundCall, CALL | {"draw": {"threshold": -1}}),
+        (Receipt, HALF | {"base": D}),
+        (Receipt, HALF | {"base": "0" * 15}),
+        (Receipt, HALF | {"base": "A" * 16}),
+        (Announce, HALF | {"blob": D, "size": 0, "count": 1}),
+        (Announce, HALF | {"blob": D, "size": MAX_BLOB + 1, "count": 1}),
+        (Announce, HALF | {"blob": D, "size": 1, "count": 0}),
+        (Announce, HALF | {"blob": D, "size": 1, "count": 4097}),
+        (Announce, HALF | {"blob": "0" * 16, "size": 1, "count": 1}),
+        (WantModel, {"version": -1, "parts": []}),
+        (WantModel, {"version": 1, "parts": list(range(65))}),
+        (WantModel, {"version": 1, "parts": [4096]}),
         (Decline, {"run": "r", "round": [], "reason": ""}),
         (Decline, {"run": "r", "round": [0], "reason": ""}),
         (Decline, {"run": "r", "round": [1] * 9, "reason": ""}),
         (Decline, {"run": "r", "round": [1], "reason": "x" * 301}),
         (Want, {"blob": D, "parts": list(range(65))}),
         (Want, {"blob": D, "parts": [4096]}),
-        (ModelPart, PART | {"data": b""}),
-        (ModelPart, PART | {"data": bytes(256 * 1024 + 1)}),
-        (ModelPart, PART | {"count": 4097}),
+        (ModelPart, SLOT | {"data": b""}),
+        (ModelPart, SLOT | {"data": bytes(256 * 1024 + 1)}),
+        (ModelPart, SLOT | {"count": 4097}),
+        (ModelPart, SLOT | {"frame": -1}),
+        (ModelPart, SLOT | {"frame": MAX_FRAMES + 1}),
+        (ModelPart, SLOT | {"version": -1}),
+        (KeyPart, PART | {"version": -1}),
+        (KeyPart, PART | {"version": 1, "data": b""}),
+        (Keyframe, KEYFRAME | {"start": "text"}),
+        (Keyframe, KEYFRAME | {"start": None}),
+        (Keyframe, KEYFRAME | {"plus": 5}),
+        (Keyframe, KEYFRAME | {"size": -1}),
+        (Keyframe, KEYFRAME | {"digest": "0" * 16}),
         (UpdatePart, PART | {"run": "r", "round": [1], "base": D, "index": -1}),
-        (Update, {"run": "r", "round": [1], "sender": "c/a", "base": D, "weight": 2**40 + 1, "payload": b""}),
-        (Update, {"run": "r", "round": [1], "sender": "c/@", "base": D, "weight": 1, "payload": b""}),
+        (Update, {"weight": 2**40 + 1, "payload": b""}),
+        (Update, {"weight": -1, "payload": b""}),
+        (Update, {"weight": 1, "payload": "text"}),
+        (Update, {"weight": 1, "payload": b"", "sent": -1}),
+        (Update, {"weight": 1, "payload": b"", "tallies": dict.fromkeys(map(str, range(17)), ONE)}),
+        (Update, {"weight": 1, "payload": b"", "tallies": {"x" * 65: ONE}}),
         (Tally, {"total": math.inf, "count": 1}),
         (Tally, {"total": 1.0, "count": -1}),
     ],
@@ -128,7 +184,23 @@ def test_a_value_beyond_every_float_is_none() -> None:
 
 def test_a_part_is_not_copied_when_it_is_validated() -> None:
     data = bytes(1000)
-    assert ModelPart(blob=D, index=0, count=1, size=1000, data=data).data is data
+    assert ModelPart(frame=0, version=1, blob=D, index=0, count=1, size=1000, data=data).data is data
+    assert KeyPart(version=1, blob=D, index=0, count=1, size=1000, data=data).data is data
+
+
+@pytest.mark.parametrize("data", [bytes(1000), bytearray(1000), memoryview(bytes(1000))])
+def test_bytes_stay_what_they_are_in_an_update_and_in_a_keyframe(data: Any) -> None:
+    assert Update(weight=1, payload=data).payload is data
+    keyframe = Keyframe(run="r", version=0, digest=D, size=4, start=data, plus=data)
+    assert keyframe.start is data
+    assert keyframe.plus is data
+
+
+def test_the_bare_messages_that_are_broken_above_are_whole() -> None:
+    bare: list[tuple[type[Any], dict[str, Any]]]
+    bare = [(RoundCall, CALL), (Manifest, MANIFEST), (Receipt, HALF), (ModelPart, SLOT), (Keyframe, KEYFRAME)]
+    bare += [(KeyPart, PART | {"version": 1}), (Announce, HALF | {"blob": D, "size": 1, "count": 1})]
+    assert all(kind(**fields) for kind, fields in bare)
 
 
 def test_a_round_prints_as_people_say_it() -> None:

@@ -25,7 +25,7 @@ def test_any_text_is_a_topic_or_malformed(text: str) -> None:
         assert str(Topic.parse(text)) == text
 
 
-@given(st.text(alphabet="/@hflbupstadown+#$%.\n\0 a1", max_size=60))
+@given(st.text(alphabet="/@hflbupstadownkey+#$%.\n\0 a1", max_size=60))
 def test_text_that_looks_like_a_topic_is_one_or_malformed(text: str) -> None:
     with contextlib.suppress(Malformed):
         assert str(Topic.parse("hfl/" + text)) == "hfl/" + text
@@ -49,7 +49,11 @@ def test_text_that_looks_like_a_topic_is_one_or_malformed(text: str) -> None:
         "hfl/f/cloud/@/@/stat/state",
         "hfl/f/cloud/@/nothing/state",
         "hfl/f/cloud/@/up/0",  # weights never stand under the root that people read
+        "hfl/f/cloud/@/key/0",
         "hflb/f/cloud/@/stat/state",
+        "hflb/f/cloud/@/down/3/1",
+        "hflb/f/cloud/@/down/3P1",
+        "hflb/f/cloud/@/down/-1",
         "mqtt/f/cloud/@/stat/state",
         "hfl/f/cloud/+/@/stat/state",
         "hfl/f/#/@/stat/state",
@@ -124,7 +128,7 @@ def subscribers(topic: Topic) -> set[str]:
         filters = topics.aggregator_filters("f", path)
         if topics.parent(path) is not None:
             filters += topics.participant_filters("f", path)
-        hits = [pattern for pattern, _ in filters if matches(pattern, str(topic))]
+        hits = [one.topic for one in filters if matches(one.topic, str(topic))]
         assert len(hits) <= 1, "filters of one node are disjoint, or it would hear things twice"
         heard |= {path} if hits else set()
     return heard
@@ -154,7 +158,7 @@ def test_another_federation_is_not_heard() -> None:
 def test_a_viewer_reads_all_json_of_one_federation_and_no_weights() -> None:
     pattern = topics.viewer_filter("f")
     assert matches(pattern, str(Topic("f", "cloud/a/pi", Channel.STAT, "metrics")))
-    assert not matches(pattern, str(Topic("f", "cloud/a", Channel.DOWN, "0")))
+    assert not any(matches(pattern, str(Topic("f", "cloud/a", kind, "0"))) for kind in Channel if kind.is_binary)
     assert not matches(pattern, str(Topic("g", "cloud", Channel.STAT, "metrics")))
 
 
@@ -168,6 +172,9 @@ def test_a_device_may_speak_for_itself_and_read_only_its_parent() -> None:
     assert may(pi, "write", Topic("f", pi, Channel.UP, "0"))
     assert may(pi, "write", Topic("f", pi, Channel.STAT, "state"))
     assert may(pi, "read", Topic("f", edge, Channel.DOWN, "0"))
+    assert may(pi, "read", Topic("f", edge, Channel.KEY, "0"))
+    assert not may(pi, "read", Topic("f", "cloud", Channel.KEY, "0"))
+    assert not may(pi, "write", Topic("f", edge, Channel.KEY, "0"))
     assert may(pi, "read", Topic("f", pi, Channel.CMND, "receipt"))
     assert not may(pi, "write", Topic("f", other, Channel.UP, "0"))
     assert not may(pi, "read", Topic("f", other, Channel.UP, "0"))
@@ -181,16 +188,134 @@ def test_an_edge_hears_its_children_and_commands_them() -> None:
     assert may(edge, "read", Topic("f", pi, Channel.UP, "0"))
     assert may(edge, "write", Topic("f", pi, Channel.CMND, "receipt"))
     assert may(edge, "write", Topic("f", edge, Channel.DOWN, "0"))
+    assert may(edge, "write", Topic("f", edge, Channel.KEY, "0"))
+    assert may(edge, "read", Topic("f", "cloud", Channel.KEY, "0"))
     assert not may(edge, "read", Topic("f", "cloud/b/pi", Channel.UP, "0"))
     assert topics.acl_broadcast("f", "cloud") == []
 
 
-def test_a_bridge_carries_no_update_of_a_device() -> None:
-    patterns = [pattern for pattern, direction in topics.bridge_data("f", "cloud/a") if direction == "out"]
-    assert any(matches(pattern, str(Topic("f", "cloud/a", Channel.UP, "0"))) for pattern in patterns)
-    assert not any(matches(pattern, str(Topic("f", "cloud/a/pi", Channel.UP, "0"))) for pattern in patterns)
+def carried(way: str, path: str = "cloud/a") -> list[str]:
+    rules = topics.bridge_control("f", path) + topics.bridge_data("f", path)
+    return [pattern for pattern, direction, _ in rules if direction == way]
+
+
+def crosses(way: str, topic: Topic, path: str = "cloud/a") -> bool:
+    hits = [pattern for pattern in carried(way, path) if matches(pattern, str(topic))]
+    assert len(hits) <= 1, "a topic carried twice would arrive twice"
+    return bool(hits)
+
+
+def test_a_bridge_carries_what_a_farm_says_of_itself_and_to_the_cloud() -> None:
+    edge = "cloud/a"
+    assert crosses("out", Topic("f", edge, Channel.UP, "0"))
+    assert crosses("out", Topic("f", edge, Channel.TELE, "decline"))
+    assert crosses("out", Topic("f", edge, Channel.STAT, "metrics"))
+    assert crosses("in", Topic("f", edge, Channel.CMND, "receipt"))
+    assert crosses("in", Topic("f", "cloud", Channel.STAT, "round"))
+    assert crosses("in", Topic("f", "cloud", Channel.DOWN, "3p1"))
+    assert crosses("in", Topic("f", "cloud", Channel.KEY, "0"))
+
+
+@pytest.mark.parametrize("below", ["pi", "b/pi", "b/c/d/e/f/g"])
+def test_of_everybody_below_a_bridge_carries_how_they_are_and_nothing_else(below: str) -> None:
+    path = f"cloud/a/{below}"
+    assert topics.is_path(path)
+    assert crosses("out", Topic("f", path, Channel.STAT, "state"))
+    for channel in (Channel.TELE, Channel.CMND, Channel.UP, Channel.DOWN, Channel.KEY):
+        assert not crosses("out", Topic("f", path, channel, "x")), channel
+        assert not crosses("in", Topic("f", path, channel, "x")), channel
+
+
+def test_a_bridge_carries_nothing_of_another_farm_and_nothing_both_ways() -> None:
+    for channel in Channel:
+        for path in ("cloud", "cloud/a", "cloud/a/pi", "cloud/b", "cloud/b/pi"):
+            topic = Topic("f", path, channel, "x")
+            assert not (crosses("out", topic) and crosses("in", topic)), f"{topic} would go round"
+            if path.startswith("cloud/b"):
+                assert not crosses("out", topic)
+                assert not crosses("in", topic)
+
+
+def test_what_an_edge_offers_its_devices_does_not_leave_the_farm() -> None:
+    assert not crosses("out", Topic("f", "cloud/a", Channel.DOWN, "0"))
+    assert not crosses("out", Topic("f", "cloud/a", Channel.KEY, "0"))
+
+
+def test_a_bridge_has_a_line_for_every_level_that_there_may_be_below_it() -> None:
+    for depth in range(2, topics.MAX_DEPTH + 1):
+        path = "/".join(["x"] * depth)
+        states = [pattern for pattern in carried("out", path) if pattern.endswith("/stat/#")]
+        assert len(states) == 1 + topics.MAX_DEPTH - depth
+        assert not any(f"/{'+/' * topics.MAX_DEPTH}" in pattern for pattern in states)
+
+
+@given(paths.filter(lambda path: path.count("/") >= 1), paths, st.sampled_from(Channel), names)
+def test_whatever_lies_below_crosses_at_most_once(own: str, below: str, channel: Channel, name: str) -> None:
+    path = f"{own}/{below}"
+    if topics.is_path(path):
+        assert crosses("out", Topic("f", path, channel, name), own) == (channel is Channel.STAT)
 
 
 def test_what_a_bridge_carries_it_has_the_right_to() -> None:
-    for pattern, direction in topics.bridge_control("f", "cloud/a") + topics.bridge_data("f", "cloud/a"):
-        assert ("write" if direction == "out" else "read", pattern) in topics.acl_bridge("f", "cloud/a")
+    rights = topics.acl_bridge("f", "cloud/a")
+    for way, access in (("out", "write"), ("in", "read")):
+        granted = [pattern for kind, pattern in rights if kind == access]
+        for pattern in carried(way):
+            # A right covers a wildcard as it covers a level of that name.
+            assert any(matches(right, pattern) for right in granted), pattern
+
+
+def test_a_bridge_may_speak_for_its_own_subtree_alone() -> None:
+    rights = [pattern for kind, pattern in topics.acl_bridge("f", "cloud/a") if kind == "write"]
+    for path in ("cloud", "cloud/b", "cloud/b/pi", "cloud/ab"):
+        for channel in Channel:
+            assert not any(matches(right, str(Topic("f", path, channel, "x"))) for right in rights)
+
+
+# ------------------------------------------------------------------ slots and subscriptions
+
+
+@given(st.integers(0, 4096), st.integers(0, 4095))
+def test_every_slot_is_the_name_of_a_topic_and_no_two_are_alike(frame: int, part: int) -> None:
+    name = topics.slot(frame, part)
+    topic = Topic("f", "cloud", Channel.DOWN, name)
+    assert Topic.parse(str(topic)) == topic
+    read_frame, _, read_part = name.partition("p")
+    assert (int(read_frame), int(read_part or 0)) == (frame, part)
+
+
+def test_a_delta_of_one_part_stands_in_the_plain_slot_of_its_frame() -> None:
+    assert [topics.slot(3, part) for part in range(3)] == ["3", "3p1", "3p2"]
+
+
+def test_deltas_are_heard_live_and_never_brought_by_a_subscription() -> None:
+    called, deltas, commands = topics.participant_filters("f", "cloud/a")
+    assert (called.topic, called.qos, called.wants_retained) == ("hfl/f/cloud/@/stat/round", 0, True)
+    assert (deltas.topic, deltas.qos, deltas.wants_retained) == ("hflb/f/cloud/@/down/+", 0, False)
+    assert (commands.topic, commands.qos) == ("hfl/f/cloud/a/@/cmnd/+", 1)
+
+
+def test_keyframes_are_read_by_name_and_nobody_subscribes_to_them() -> None:
+    assert subscribers(Topic("f", "cloud", Channel.KEY, "0")) == set()
+
+
+def test_only_what_is_retained_is_taken_at_qos_0() -> None:
+    filters = topics.participant_filters("f", "cloud/a") + topics.aggregator_filters("f", "cloud/a")
+    for one in filters:
+        topic = Topic.parse(one.topic.replace("+/@", "pi/@").replace("/+", "/x"))
+        assert (one.qos == 0) == topic.channel.is_retained, one
+
+
+@pytest.mark.parametrize(
+    ("channel", "is_binary", "is_retained"),
+    [
+        (Channel.STAT, False, True),
+        (Channel.TELE, False, False),
+        (Channel.CMND, False, False),
+        (Channel.UP, True, False),
+        (Channel.DOWN, True, True),
+        (Channel.KEY, True, True),
+    ],
+)
+def test_a_channel_says_who_reads_it_and_whether_it_stays(channel: Channel, is_binary: bool, is_retained: bool) -> None:
+    assert (channel.is_binary, channel.is_retained) == (is_binary, is_retained)

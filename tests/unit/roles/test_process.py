@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 
-import pytest
-
 from hfl_mqtt.errors import HflError
 from hfl_mqtt.ops.mosquitto import free_port
 from hfl_mqtt.protocol.messages import Info, Metrics
@@ -31,7 +29,6 @@ def ignore(path: str, entry: Note) -> None:
     pass
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_node_that_cannot_leave_in_order_still_ends_its_process() -> None:
     process = Process(ignore, extra=unreadable)
     node = ClientNode(path=PATH, boot=1, info=Info(role="client", boot=1))

@@ -1,16 +1,21 @@
 """No message from anyone, in any state, raises out of a node or stops it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hfl_mqtt.learning.contracts import Weights
+from hfl_mqtt.learning.start import of_weights
 from hfl_mqtt.protocol.messages import (
+    AUTO,
     MAX_WEIGHT,
+    Announce,
     Decline,
     Draw,
+    KeyPart,
     Kind,
     Metrics,
     ModelPart,
@@ -43,10 +48,11 @@ from tests.unit.rounds.trees import (
     CODEC,
     MATH,
     PLAN,
+    delta_parts,
     info,
-    manifest,
-    model_part,
+    key_parts,
     of,
+    offered,
     quick,
     said,
     update_parts,
@@ -54,8 +60,18 @@ from tests.unit.rounds.trees import (
 )
 
 EDGE, PI, PJ = "cloud/a", "cloud/a/i", "cloud/a/j"
-MODEL, CUT = manifest(weights(0.0))
-OTHER, OTHER_CUT = manifest(weights(*range(50)), part_size=100)
+START = offered(weights(0.0))
+STEPPED = offered(weights(0.0), weights(1.0))
+#: Another chain, of a larger model.
+OTHER = offered(weights(*range(50)), weights(*range(50)))
+MODEL = START.manifest
+PARTS: list[KeyPart | ModelPart] = [
+    *key_parts(START),
+    *delta_parts(STEPPED, 1),
+    *key_parts(OTHER),
+    *key_parts(OTHER, 100),
+    *delta_parts(OTHER, 1, 50),
+]
 ROUNDS = [("r", (1,)), ("r", (1, 1)), ("s", (2, 1))]
 DELTAS: list[Weights | bytes] = [weights(1.0), weights(1.0, 2.0), weights(3e38), b"", b"junk"]
 #: What a child answers where nothing was called.
@@ -82,6 +98,7 @@ NODES: list[Callable[[], Node]] = [
         arithmetic=MATH,
         schedule=Schedule(run="r", rounds=2, plan=PLAN, tier=quick(), is_scored=True),
         weights=weights(0.0),
+        start=of_weights(weights(0.0)),
     ),
 ]
 
@@ -90,7 +107,7 @@ tallies = st.dictionaries(
     st.builds(Tally, total=st.floats(-1e300, 1e300), count=st.floats(0, 2**53), is_root=st.booleans()),
     max_size=3,
 )
-digests = st.sampled_from([CUT.digest, OTHER_CUT.digest, "0" * 64])
+digests = st.sampled_from([*(part.blob for part in PARTS), "0" * 64])
 indices = st.lists(st.integers(0, 5), max_size=64).map(tuple)
 calls = st.builds(
     RoundCall,
@@ -100,38 +117,62 @@ calls = st.builds(
     asked=st.just(1),
     quorum=st.just(1),
     open_for_s=st.just(1.0),
-    codec=st.sampled_from([CODEC, "fp16", "nonsense"]),
+    codec=st.sampled_from([CODEC, "fp16", "nonsense", AUTO]),
     draw=st.sampled_from([Draw(), Draw(threshold=0)]),
     plan=st.builds(
         Plan,
         kind=st.sampled_from(Kind),
         task=st.just("t"),
-        tiers=st.lists(st.builds(quick, rounds=st.integers(1, 2)), max_size=2).map(tuple),
+        tiers=st.lists(
+            st.builds(quick, rounds=st.integers(1, 2), downlink=st.sampled_from([CODEC, "int8", "nonsense", AUTO])),
+            max_size=2,
+        ).map(tuple),
     ),
-    model=st.sampled_from([MODEL, OTHER]),
+    model=st.sampled_from([MODEL, STEPPED.manifest, OTHER.manifest, replace(OTHER.manifest, key=1)]),
+    unasked=st.sampled_from([1, 2**20]),
     boot=st.integers(1, 2),
 )
 others = st.one_of(
     st.builds(State, state=st.sampled_from(StateName), boot=st.integers(0, 2)),
     st.builds(Want, blob=digests, parts=indices),
-    st.builds(WantModel, blob=digests, parts=indices),
+    st.builds(WantModel, version=st.integers(0, 2), parts=indices, is_key=st.booleans()),
+    st.builds(
+        Announce,
+        run=st.just("r"),
+        round=st.sampled_from([(1,), (1, 1)]),
+        base=st.sampled_from([MODEL.digest[:16], "0" * 16]),
+        blob=digests,
+        size=st.sampled_from([1, 1000, 2**30]),
+        count=st.sampled_from([1, 3, 4096]),
+    ),
     st.builds(
         Receipt,
         run=st.just("r"),
         round=st.sampled_from([(1,), (1, 1)]),
-        base=st.just("0" * 64),
+        base=st.sampled_from([MODEL.digest[:16], "0" * 16]),
         accepted=st.booleans(),
     ),
     st.builds(
         ModelPart,
+        frame=st.integers(0, 2),
+        version=st.integers(0, 3),
         blob=digests,
         index=st.integers(0, 3),
         count=st.integers(1, 4),
         size=st.integers(1, 9),
         data=st.binary(min_size=1, max_size=9),
     ),
-    st.sampled_from([model_part(CUT), *(model_part(OTHER_CUT, index) for index in range(OTHER_CUT.count))]),
-    st.sampled_from([info(), Metrics(values={}), MODEL]),
+    st.builds(
+        KeyPart,
+        version=st.integers(0, 2),
+        blob=digests,
+        index=st.integers(0, 3),
+        count=st.integers(1, 4),
+        size=st.integers(1, 9),
+        data=st.binary(min_size=1, max_size=9),
+    ),
+    st.sampled_from(PARTS),
+    st.sampled_from([info(), Metrics(values={})]),
 )
 
 
@@ -142,8 +183,7 @@ def answers(draw: st.DrawFn, call: RoundCall) -> Any:
         run, round_id = draw(st.sampled_from([*ROUNDS, (call.run, call.round)]))
         return Decline(run=run, round=round_id, reason=draw(st.text(max_size=3)))
     parts = update_parts(
-        call,
-        draw(st.sampled_from([PI, PJ, EDGE])),
+        call if call.codec != AUTO else replace(call, codec=CODEC),
         draw(st.sampled_from(DELTAS)),
         draw(st.sampled_from([0, 1, MAX_WEIGHT])),
         tallies=draw(tallies),

@@ -3,12 +3,13 @@ from typing import Any
 
 import pytest
 
-from hfl_mqtt.protocol.blobs import Cut
 from hfl_mqtt.protocol.messages import (
+    AUTO,
+    Announce,
     Decline,
     Draw,
     Info,
-    ModelPart,
+    Kind,
     Phase,
     Receipt,
     RoundCall,
@@ -16,18 +17,34 @@ from hfl_mqtt.protocol.messages import (
     StateName,
     UpdatePart,
     Want,
-    WantModel,
 )
 from hfl_mqtt.protocol.wire import unpack_update
-from hfl_mqtt.rounds import cohort
-from hfl_mqtt.rounds.actions import Action, CancelWork, Contribution, RunOver, Work
+from hfl_mqtt.rounds import cohort, ladder
+from hfl_mqtt.rounds.actions import Action, CancelWork, Contribution, Counted, Fetch, RunOver, Work
 from hfl_mqtt.rounds.participant import PAST_RUNS, Participant, Stage
-from tests.unit.rounds.trees import CODEC, PLAN, info, manifest, model_part, noted, notes, of, said, weights
+from tests.unit.rounds.trees import (
+    CODEC,
+    MATH,
+    PLAN,
+    delta_parts,
+    info,
+    key_parts,
+    noted,
+    notes,
+    of,
+    offered,
+    said,
+    values,
+    weights,
+)
 
 PI = "cloud/a/pi"
-MODEL, CUT = manifest(weights(1.0, 2.0))
-LONG, LONG_CUT = manifest(weights(*range(100)), part_size=100)
-OTHER, OTHER_CUT = manifest(weights(*range(100, 200)), part_size=100)
+OFFER = offered(weights(1.0, 2.0))
+MODEL, KEY = OFFER.manifest, key_parts(OFFER)[0]
+#: The same model one step further.
+STEPPED = offered(weights(1.0, 2.0), weights(3.0, 4.0))
+NEXT, DELTA = STEPPED.manifest, delta_parts(STEPPED, 1)[0]
+MIB = 1024 * 1024
 RESULT = Contribution(payload=b"delta", weight=3)
 
 
@@ -44,6 +61,7 @@ def call(*round_id: int, phase: Phase = Phase.OPEN, **fields: Any) -> RoundCall:
             "draw": Draw(),
             "plan": PLAN,
             "model": MODEL,
+            "unasked": 4 * MIB,
             **fields,
         }
     )
@@ -68,7 +86,7 @@ def fetching(heard: RoundCall | None = None) -> Participant:
 
 def working(heard: RoundCall | None = None) -> Participant:
     pi = fetching(heard)
-    pi.hear(model_part(CUT), 0.0)
+    pi.hear(KEY, 0.0)
     assert pi.stage is Stage.WORKING
     return pi
 
@@ -88,7 +106,7 @@ def answered() -> Participant:
 
 
 def receipt(*round_id: int, accepted: bool = True, run: str = "r", reason: str = "") -> Receipt:
-    return Receipt(run=run, round=round_id or (1,), base=MODEL.digest, accepted=accepted, reason=reason)
+    return Receipt(run=run, round=round_id or (1,), base=MODEL.digest[:16], accepted=accepted, reason=reason)
 
 
 def cancelled(actions: list[Action]) -> list[str]:
@@ -132,6 +150,21 @@ def test_it_does_not_say_that_it_is_idle_while_it_trains() -> None:
     assert said(pi.tick(115.0), State) == [State(state=StateName.TRAINING, boot=1)]
 
 
+def test_that_it_trains_is_told_when_it_takes_five_seconds_and_then_that_it_is_done() -> None:
+    pi = working()
+    assert said(pi.tick(4.9), State) == []
+    deadlines = [pi.next_deadline]
+    assert said(pi.tick(5.0), State) == [State(state=StateName.TRAINING, boot=1)]
+    assert [*deadlines, pi.next_deadline] == [5.0, None]
+    assert said(pi.worked("r/g1", RESULT, 9.0), State) == [State(state=StateName.READY, boot=1)]
+
+
+def test_of_work_that_takes_less_than_five_seconds_nobody_hears() -> None:
+    pi = working()
+    assert said(pi.worked("r/g1", RESULT, 4.0), State) == []
+    assert said(pi.tick(5.0), State) == []
+
+
 def test_it_still_says_that_it_trains_when_the_link_comes_back() -> None:
     pi = working()
     assert said(pi.connected(5.0), State) == [State(state=StateName.TRAINING, boot=1)]
@@ -149,21 +182,36 @@ def test_a_call_that_arrives_before_the_link_says_it_is_up_is_taken() -> None:
 
 def test_a_call_is_worked_on_when_its_model_is_here() -> None:
     pi = joined()
-    assert pi.hear(call(1, 2), 0.0) == []
-    actions = pi.hear(model_part(CUT), 1.0)
-    assert said(actions, State) == [State(state=StateName.TRAINING, boot=1)]
-    (work,) = of(actions, Work)
+    assert pi.hear(call(1, 2), 0.0) == [Fetch(slots=("0",), is_key=True)]
+    (work,) = pi.hear(KEY, 1.0)
+    assert isinstance(work, Work)
     assert (work.work_id, work.run, work.round, work.plan, work.codec) == ("r/g1.e2", "r", (1, 2), PLAN, CODEC)
-    assert (work.model, work.digest) == (CUT.blob, MODEL.digest)
+    assert (work.model.version, work.model.digest) == (0, MODEL.digest)
+    assert values(MATH.weights(work.model)) == [1.0, 2.0]
     assert work.seed == cohort.lot(PLAN.seed, (1, 2), PI)
     assert pi.stage is Stage.WORKING
-    assert pi.next_deadline is None
 
 
-def test_a_model_may_come_before_its_call() -> None:
-    pi = joined()
-    assert pi.hear(model_part(CUT), 0.0) == []
-    assert len(of(pi.hear(call(), 1.0), Work)) == 1
+def test_the_next_model_is_worked_on_when_its_delta_is_here() -> None:
+    pi = answered()
+    assert pi.hear(call(2, model=NEXT), 2.0) == []
+    (work,) = of(pi.hear(DELTA, 2.1), Work)
+    assert values(MATH.weights(work.model)) == [4.0, 6.0]
+
+
+def test_a_delta_may_come_before_its_call() -> None:
+    pi = answered()
+    assert pi.hear(DELTA, 2.0) == []
+    assert len(of(pi.hear(call(2, model=NEXT), 2.1), Work)) == 1
+
+
+def test_a_delta_that_comes_while_it_still_works_is_there_for_the_next_call() -> None:
+    pi = working()
+    assert pi.hear(DELTA, 2.0) == []
+    assert pi.stage is Stage.WORKING
+    pi.worked("r/g1", RESULT, 3.0)
+    pi.hear(receipt(), 3.0)
+    assert len(of(pi.hear(call(2, model=NEXT), 4.0), Work)) == 1
 
 
 def test_the_model_of_the_last_round_need_not_be_sent_again() -> None:
@@ -171,98 +219,48 @@ def test_the_model_of_the_last_round_need_not_be_sent_again() -> None:
     assert len(of(pi.hear(call(2), 2.0), Work)) == 1
 
 
-def test_a_model_that_does_not_come_is_asked_for_again_and_again() -> None:
-    pi = fetching(call(model=LONG))
-    asked_at = []
-    for _ in range(5):
-        now = pi.next_deadline
-        assert now is not None
-        assert said(pi.tick(now), WantModel) == [WantModel(blob=LONG.blob, parts=tuple(range(LONG_CUT.count)))]
-        asked_at.append(now)
-    assert asked_at == [5.0, 15.0, 35.0, 75.0, 135.0]
+def test_a_keyframe_that_the_work_made_of_a_long_chain_takes_its_place() -> None:
+    pi = answered()
+    pi.hear(call(2, model=NEXT), 2.0)
+    (work,) = of(pi.hear(DELTA, 2.1), Work)
+    short = MATH.shorten(work.model)
+    pi.worked("r/g2", replace(RESULT, keyframe=short), 3.0)
+    assert pi.chain is not None
+    assert (pi.chain.keyframe, pi.chain.links, pi.chain.digest) == (short, [], NEXT.digest)
 
 
-def test_of_a_large_model_the_first_parts_are_asked_for_as_the_others_may_be_on_their_way() -> None:
-    pi = fetching(call(model=replace(LONG, parts=100)))
-    assert [want.parts for want in said(pi.tick(5.0), WantModel)] == [(0, 1, 2, 3)]
+@pytest.mark.parametrize("is_key", [True, False])
+def test_a_model_larger_than_this_node_takes_is_declined(is_key: bool) -> None:
+    pi = joined(max_model=len(KEY.data))
+    pi.hear(call(model=NEXT), 0.0)
+    part = replace(KEY if is_key else DELTA, size=10**6, count=4, data=bytes(250_000))
+    (decline,) = said(pi.hear(part, 0.0), Decline)
+    assert decline.reason == f"the model has 1000000 bytes, this node takes {len(KEY.data)}: raise max_model"
+    assert (pi.stage, pi.next_deadline) == (Stage.JOINED, None)
+    assert pi.hear(part, 1.0) == []  # its other parts need no second answer
 
 
-def test_a_reminder_makes_it_ask_for_the_model_at_once() -> None:
-    pi = fetching(call(model=LONG))
-    pi.tick(5.0)
-    pi.hear(call(model=LONG), 7.0)
-    assert pi.next_deadline == 7.0
-    assert len(said(pi.tick(7.0), WantModel)) == 1
+def test_where_the_codec_is_auto_it_takes_a_rung_and_says_which_and_why() -> None:
+    pi = working(call(codec=AUTO))
+    assert pi.choice is not None
+    assert (pi.choice.codec, pi.choice.reason) == (ladder.FIRST, "goodput not known yet, no budget")
+    pi.worked("r/g1", Contribution(payload=bytes(1000), weight=1), 10.0)
+    pi.hear(receipt(), 12.0)
+    assert pi.goodput is not None
+    assert 500 < pi.goodput < 550  # a thousand bytes and their head in two seconds
+    (work,) = of(pi.hear(call(2, codec=AUTO), 13.0), Work)
+    assert work.codec == pi.choice.codec == ladder.CODECS[0]  # all of eight bytes
+    (work,) = of(pi.hear(call(3, codec=AUTO, budget=10), 14.0), Work)
+    assert work.codec == ladder.CODECS[-1]
+    assert "budget 0.01 kB" in pi.choice.reason
 
 
-def test_a_lost_part_of_the_model_is_asked_for() -> None:
-    pi = fetching(call(model=LONG))
-    for index in range(LONG_CUT.count):
-        if index != 2:
-            pi.hear(model_part(LONG_CUT, index), 1.0)
-    assert pi.next_deadline == 6.0
-    assert said(pi.tick(6.0), WantModel) == [WantModel(blob=LONG.blob, parts=(2,))]
-    assert len(of(pi.hear(model_part(LONG_CUT, 2), 7.0), Work)) == 1
-    assert pi.next_deadline is None
-
-
-def test_parts_that_came_before_the_call_are_kept_however_late_it_is() -> None:
-    pi = joined()
-    pi.hear(model_part(LONG_CUT, 0), 0.0)
-    for now in (5.0, 15.0, 35.0, 75.0):
-        assert said(pi.tick(now), WantModel) == []
-    pi.hear(call(model=LONG), 80.0)
-    assert said(pi.tick(85.0), WantModel) == [WantModel(blob=LONG.blob, parts=tuple(range(1, LONG_CUT.count)))]
-
-
-def test_a_fetch_that_grew_too_old_begins_again() -> None:
-    pi = fetching(call(model=LONG))
-    pi.hear(model_part(LONG_CUT, 1), 0.0)
-    wanted: list[WantModel] = []
-    while (now := pi.next_deadline) is not None and now < 700.0:
-        wanted += said(pi.tick(now), WantModel)
-    assert pi.next_deadline is not None, "it would fetch for ever"
-    assert wanted[-1].parts[:2] == (0, 1)  # also the part it had
-
-
-def test_a_model_that_does_not_hash_to_its_name_is_noted_and_asked_for_again() -> None:
-    pi = fetching(call(model=LONG))
-    for index in range(LONG_CUT.count - 1):
-        pi.hear(model_part(LONG_CUT, index), 0.0)
-    last = model_part(LONG_CUT, LONG_CUT.count - 1)
-    actions = pi.hear(replace(last, data=bytes(len(last.data))), 0.0)
-    assert "does not hash" in noted(actions, "malformed")["reason"]
-    assert len(said(pi.tick(5.0), WantModel)) == 1
-
-
-def test_a_malformed_part_leaves_the_others_alone() -> None:
-    pi = fetching(call(model=LONG))
-    pi.hear(model_part(LONG_CUT, 0), 0.0)
-    assert notes(pi.hear(replace(model_part(LONG_CUT, 1), data=b"x"), 0.0)) == ["malformed"]
-    for index in range(1, LONG_CUT.count):
-        actions = pi.hear(model_part(LONG_CUT, index), 0.0)
-    assert len(of(actions, Work)) == 1
-
-
-def test_parts_of_another_model_do_not_stop_the_asking_for_the_right_one() -> None:
-    pi = fetching(call(model=LONG))
-    pi.hear(model_part(OTHER_CUT, 0), 1.0)
-    assert [want.blob for want in said(pi.tick(6.0), WantModel)] == [LONG.blob]
-
-
-def test_a_model_larger_than_this_node_takes_is_declined() -> None:
-    pi = joined(max_model=50)
-    (decline,) = said(pi.hear(call(model=LONG), 0.0), Decline)
-    assert decline.reason == f"the model has {LONG.size} bytes, this node takes 50: raise max_model"
-    assert pi.stage is Stage.JOINED
-
-
-def test_it_keeps_at_most_two_models_that_are_not_whole() -> None:
-    pi = joined()
-    for value in range(5):
-        cut = Cut.of(bytes([value] * 100), 50)
-        pi.hear(model_part(cut, 0), float(value))
-    assert len(pi._models) == 2
+def test_the_time_that_an_update_waits_for_a_slot_does_not_slow_its_link_down() -> None:
+    pi = working(call(unasked=10))
+    (said_first,) = said(pi.worked("r/g1", RESULT, 0.0), Announce)
+    pi.hear(Want(blob=said_first.blob, parts=(0,)), 100.0)
+    pi.hear(receipt(), 101.0)
+    assert pi.goodput == said_first.size / 1.0
 
 
 # ------------------------------------------------------------------ who is asked
@@ -291,12 +289,12 @@ def test_a_round_that_is_already_closed_is_not_worked_on() -> None:
 
 def test_the_update_says_what_it_is() -> None:
     pi = working()
+    pi.tick(5.0)
     actions = pi.worked("r/g1", RESULT, 9.0)
     (part,) = said(actions, UpdatePart)
     assert (part.run, part.round, part.base, part.index, part.count) == ("r", (1,), MODEL.digest, 0, 1)
     update = unpack_update(part.data)
-    assert (update.run, update.round, update.base) == ("r", (1,), MODEL.digest)
-    assert (update.sender, update.weight, update.payload) == (PI, 3, b"delta")
+    assert (update.weight, bytes(update.payload)) == (3, b"delta")
     assert said(actions, State) == [State(state=StateName.READY, boot=1)]
     assert pi.stage is Stage.SENDING
 
@@ -319,6 +317,7 @@ def test_a_result_that_nobody_waits_for_is_not_sent(stage: Any) -> None:
 
 def test_failed_work_is_declined_with_its_reason_cut_to_fit() -> None:
     pi = working()
+    pi.tick(5.0)
     actions = pi.failed("r/g1", "no data" + "." * 1000)
     (decline,) = said(actions, Decline)
     assert (decline.run, decline.round, len(decline.reason)) == ("r", (1,), 300)
@@ -337,9 +336,10 @@ def test_a_decline_is_repeated_when_the_call_is_heard_again() -> None:
 # ------------------------------------------------------------------ SENDING -receipt-> JOINED
 
 
-def test_a_receipt_ends_the_upload() -> None:
+def test_a_receipt_ends_the_upload_and_its_work_has_counted() -> None:
     pi = sending()
     actions = pi.hear(receipt(), 1.0)
+    assert of(actions, Counted) == [Counted(work_id="r/g1")]
     assert noted(actions, "accepted")["round"] == "g1"
     assert (pi.stage, pi.next_deadline) == (Stage.JOINED, None)
 
@@ -347,6 +347,7 @@ def test_a_receipt_ends_the_upload() -> None:
 def test_a_refusal_ends_it_too_and_is_noted_with_its_reason() -> None:
     pi = sending()
     actions = pi.hear(receipt(accepted=False, reason="foreign base"), 1.0)
+    assert of(actions, Counted) == []
     assert noted(actions, "refused")["reason"] == "foreign base"
     assert (pi.stage, pi.next_deadline) == (Stage.JOINED, None)
 
@@ -355,8 +356,48 @@ def test_a_refusal_ends_it_too_and_is_noted_with_its_reason() -> None:
 def test_a_receipt_out_of_place_changes_nothing(stage: Any) -> None:
     pi = stage()
     before = pi.stage
-    assert notes(pi.hear(receipt(), 1.0)) == ["receipt_out_of_place"]
+    actions = pi.hear(receipt(), 1.0)
+    assert (notes(actions), len(actions)) == (["receipt_out_of_place"], 1)
     assert pi.stage is before
+
+
+def test_a_receipt_that_the_close_or_the_next_call_overtook_still_counts_and_once() -> None:
+    closed, called = sending(), sending()
+    closed.hear(call(phase=Phase.CLOSED), 1.0)
+    called.hear(call(2, model=NEXT), 1.0)
+    for pi in (closed, called):
+        assert of(pi.hear(receipt(), 1.1), Counted) == [Counted(work_id="r/g1")]
+        assert of(pi.hear(receipt(), 1.2), Counted) == []
+
+
+def test_a_refusal_that_the_close_overtook_does_not_count() -> None:
+    pi = sending()
+    pi.hear(call(phase=Phase.CLOSED), 1.0)
+    assert of(pi.hear(receipt(accepted=False), 1.1), Counted) == []
+
+
+def test_a_receipt_of_an_earlier_round_does_not_cost_the_last_one_its_own() -> None:
+    pi = answered()
+    pi.hear(call(2), 2.0)
+    pi.worked("r/g2", RESULT, 3.0)
+    assert of(pi.hear(receipt(1), 3.1), Counted) == []
+    pi.hear(call(2, phase=Phase.CLOSED), 3.2)
+    assert of(pi.hear(receipt(2), 3.3), Counted) == [Counted(work_id="r/g2")]
+
+
+def test_once_the_next_work_has_begun_with_the_old_residual_a_late_receipt_counts_no_more() -> None:
+    pi = sending()
+    assert of(pi.hear(call(2), 1.0), Work)
+    assert of(pi.hear(receipt(), 1.1), Counted) == []
+
+
+def test_an_evaluation_has_coded_nothing_so_nothing_counts() -> None:
+    scored, late = (working(call(plan=replace(PLAN, kind=Kind.EVALUATE))) for _ in range(2))
+    for pi in (scored, late):
+        pi.worked("r/g1", Contribution(payload=b"", weight=0), 1.0)
+    late.hear(call(phase=Phase.CLOSED, plan=replace(PLAN, kind=Kind.EVALUATE)), 1.5)
+    assert of(scored.hear(receipt(), 2.0), Counted) == []
+    assert of(late.hear(receipt(), 2.0), Counted) == []
 
 
 @pytest.mark.parametrize("wrong", [receipt(2), receipt(1, 1), receipt(run="other")])
@@ -400,7 +441,6 @@ def test_a_reminder_does_not_make_it_hasty_while_parts_are_under_way() -> None:
 
 # ------------------------------------------------------------------ an update of many parts
 
-MIB = 1024 * 1024
 BIG = Contribution(payload=bytes(3 * MIB), weight=1)
 
 
@@ -437,6 +477,76 @@ def test_on_a_slow_link_it_waits_longer_before_it_probes() -> None:
     assert pi.next_deadline == 16.1 + 16.0
 
 
+# ------------------------------------------------------------------ an update that waits for a slot
+
+
+def waiting() -> tuple[Participant, Announce]:
+    pi = working(call(unasked=10))
+    (first,) = said(pi.worked("r/g1", BIG, 0.0), Announce)
+    return pi, first
+
+
+def test_an_update_larger_than_the_call_allows_is_announced_and_not_sent() -> None:
+    pi = working(call(unasked=3 * MIB))
+    actions = pi.worked("r/g1", BIG, 0.0)
+    assert said(actions, UpdatePart) == []
+    (first,) = said(actions, Announce)
+    assert (first.run, first.round, first.base, first.count) == ("r", (1,), MODEL.digest[:16], 13)
+    assert 3 * MIB < first.size < 3 * MIB + 100
+    small = working(call(unasked=3 * MIB + 100))
+    assert len(said(small.worked("r/g1", BIG, 0.0), UpdatePart)) == 4
+
+
+def test_the_parts_go_out_when_they_are_wanted() -> None:
+    pi, first = waiting()
+    parts = said(pi.hear(Want(blob=first.blob, parts=(0, 1)), 100.0), UpdatePart)
+    assert [part.index for part in parts] == [0, 1]
+    assert [part.index for part in said(pi.tick(pi.next_deadline or 0.0), UpdatePart)] == [0]  # a probe from now on
+
+
+def test_until_it_has_a_slot_it_announces_itself_ever_more_seldom_and_never_stops() -> None:
+    pi, first = waiting()
+    at = []
+    for _ in range(15):
+        now = pi.next_deadline
+        assert now is not None
+        assert said(pi.tick(now), Announce) == [first]
+        at.append(now)
+    assert at[:6] == [5.0, 15.0, 35.0, 75.0, 135.0, 195.0]
+
+
+def test_an_announced_update_may_have_its_receipt_without_a_slot() -> None:
+    pi, _ = waiting()
+    pi.hear(receipt(accepted=False, reason="too large"), 1.0)
+    assert (pi.stage, pi.next_deadline) == (Stage.JOINED, None)
+
+
+# ------------------------------------------------------------------ what was moved for an update
+
+
+def test_an_update_says_the_bytes_moved_since_the_last_one_that_was_accepted() -> None:
+    pi = joined()
+    moved = (100, 10)
+    pi.meter = lambda: moved
+
+    def sent(work_id: str, result: Contribution = RESULT) -> tuple[int, int]:
+        (part,) = said(pi.worked(work_id, result, 1.0), UpdatePart)
+        update = unpack_update(part.data)
+        return update.sent, update.received
+
+    pi.hear(call(), 0.0)
+    pi.hear(KEY, 0.0)
+    assert sent("r/g1", replace(RESULT, sent=7, received=5)) == (107, 15)
+    pi.hear(receipt(accepted=False), 1.0)
+    moved = (150, 30)
+    pi.hear(call(2), 2.0)
+    assert sent("r/g2") == (150, 30)  # what was refused was moved all the same
+    pi.hear(receipt(2), 3.0)
+    moved = (180, 31)
+    pi.hear(call(3), 4.0)
+    assert sent("r/g3") == (30, 1)
+
+
 # ------------------------------------------------------------------ a newer call, a close, the end
 
 
@@ -446,15 +556,17 @@ def test_on_a_slow_link_it_waits_longer_before_it_probes() -> None:
 def test_a_close_drops_what_was_being_done(stage: Any, given_up: list[str]) -> None:
     pi = stage()
     is_working = pi.stage is Stage.WORKING
-    actions = pi.hear(call(phase=Phase.CLOSED), 1.0)
+    if is_working:
+        pi.tick(5.0)
+    actions = pi.hear(call(phase=Phase.CLOSED), 6.0)
     assert notes(actions) == given_up
-    assert cancelled(actions) == (["r/g1"] if is_working else [])
+    assert (cancelled(actions), of(actions, Counted)) == (["r/g1"] if is_working else [], [])
     assert said(actions, State) == ([State(state=StateName.READY, boot=1)] if is_working else [])
     assert (pi.stage, pi.next_deadline) == (Stage.JOINED, None)
 
 
 @pytest.mark.parametrize("stage", [joined, fetching, working, sending, answered])
-@pytest.mark.parametrize("newer", [call(2, model=LONG), call(2, 1, model=LONG), call(1, model=LONG, run="s")])
+@pytest.mark.parametrize("newer", [call(2, model=NEXT), call(2, 1, model=NEXT), call(1, model=NEXT, run="s")])
 def test_a_newer_call_takes_the_place_of_what_was_being_done(stage: Any, newer: RoundCall) -> None:
     pi = stage()
     is_working = pi.stage is Stage.WORKING
@@ -472,7 +584,7 @@ def test_the_work_is_cancelled_before_the_new_begins() -> None:
 
 def test_the_result_of_a_cancelled_round_is_not_sent() -> None:
     pi = working()
-    pi.hear(call(2, model=LONG), 1.0)
+    pi.hear(call(2, model=NEXT), 1.0)
     assert pi.worked("r/g1", RESULT, 2.0) == []
 
 
@@ -516,17 +628,18 @@ def test_the_end_of_an_earlier_run_ends_nothing_here() -> None:
 
 def test_a_new_run_buries_the_old_one() -> None:
     pi = working()
-    pi.hear(call(run="s", model=LONG), 1.0)
+    pi.hear(call(run="s", model=NEXT), 1.0)
     assert pi.hear(call(99), 2.0) == []
     assert pi.call is not None
     assert pi.call.run == "s"
 
 
-def test_a_model_that_is_not_whole_ends_with_its_run() -> None:
-    pi = fetching(call(model=LONG))
-    pi.hear(model_part(LONG_CUT, 0), 0.0)
+def test_a_model_ends_with_its_run() -> None:
+    pi = answered()
+    pi.hear(DELTA, 0.5)
     pi.hear(call(phase=Phase.FINISHED), 1.0)
-    assert len(pi._models) == 0
+    assert pi.chain is None
+    assert pi.following._loose == {}
 
 
 def test_only_the_last_runs_are_remembered() -> None:
@@ -569,14 +682,14 @@ def test_what_was_done_for_a_restarted_aggregator_is_not_done_again_at_its_remin
 
 def test_a_restarted_aggregator_with_another_model_gets_other_work() -> None:
     pi = working()
-    actions = pi.hear(call(boot=2, model=LONG), 10.0)
+    actions = pi.hear(call(boot=2, model=NEXT), 10.0)
     assert cancelled(actions) == ["r/g1"]
     assert pi.stage is Stage.FETCHING
 
 
 def test_a_receipt_for_another_base_is_not_ours() -> None:
     pi = sending()
-    pi.hear(Receipt(run="r", round=(1,), base=LONG.digest, accepted=True), 1.0)
+    pi.hear(Receipt(run="r", round=(1,), base=NEXT.digest[:16], accepted=True), 1.0)
     assert pi.stage is Stage.SENDING
 
 
@@ -599,30 +712,6 @@ def test_while_the_link_is_down_nothing_is_put_in_line() -> None:
     pi.connected(2e6)
     assert [*waits, pi.next_deadline] == [None, 2e6]
     assert len(said(pi.tick(2e6), UpdatePart)) == 1
-
-
-# ------------------------------------------------------------------ whatever comes
-
-
-def test_it_is_never_without_a_deadline_while_it_fetches() -> None:
-    pi = fetching(call(model=LONG))
-    pi.hear(ModelPart(blob=LONG.blob, index=1, count=2, size=3, data=b"x"), 1.0)
-    for _ in range(100):
-        now = pi.next_deadline
-        assert now is not None
-        pi.tick(now)
-        assert pi.next_deadline is not None
-        assert pi.next_deadline > now
-
-
-def test_a_clock_that_jumps_back_only_makes_it_wait() -> None:
-    pi = fetching(call(model=LONG))
-    pi.hear(model_part(LONG_CUT, 0), 1000.0)
-    pi.hear(call(model=LONG), 0.0)
-    assert pi.tick(0.0) == []
-    for index in range(1, LONG_CUT.count):
-        actions = pi.hear(model_part(LONG_CUT, index), 1.0)
-    assert len(of(actions, Work)) == 1
 
 
 # ------------------------------------------------------------------ a round that is called again
@@ -651,3 +740,10 @@ def test_what_is_being_done_goes_on_when_the_round_is_called_again(busy: Any) ->
     stage = pi.stage
     assert of(pi.hear(call(attempt=1), 1.0), Work) == []
     assert pi.stage is stage
+
+
+def test_a_round_that_closed_without_a_result_and_is_opened_once_more_is_worked_on_again() -> None:
+    pi = answered()
+    pi.hear(call(phase=Phase.CLOSED, attempt=2), 9.0)
+    assert pi.hear(call(attempt=2), 9.5) == [], "an old call that comes late"
+    assert of(pi.hear(call(attempt=3), 10.0), Work)

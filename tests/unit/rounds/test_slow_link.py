@@ -5,11 +5,11 @@ import heapq
 import numpy as np
 import pytest
 
-from hfl_mqtt.protocol.messages import Manifest, UpdatePart
-from hfl_mqtt.rounds.actions import Action, Contribution, Send, Work
+from hfl_mqtt.protocol.messages import Announce, KeyPart, UpdatePart
+from hfl_mqtt.rounds.actions import Action, Contribution, Fetch, Send, Work
 from hfl_mqtt.rounds.aggregator import Aggregator
 from hfl_mqtt.rounds.participant import Participant
-from tests.unit.rounds.trees import MATH, PLAN, READY, info, of, quick, said
+from tests.unit.rounds.trees import MATH, PLAN, READY, info, keyframe, of, quick, said
 
 PI = "cloud/pi"
 MIB = 1024 * 1024
@@ -25,19 +25,25 @@ class Line:
         self.child = Participant(path=PI, boot=1, info=info(), max_model=2**30)
         self.now = self.free_at_s = 0.0
         self.sent_bytes = 0
+        self._count = 0
+        self._slots: list[KeyPart] = []
         self._arrivals: list[tuple[float, int, bool, object]] = []
         self.child.connected(0.0)
         self.parent.hear(READY, PI, 0.0)
-        offered = self.parent.offer(run="r", version=0, weights=model)
+        offered = self.parent.downlink.begin(keyframe(model))
         tier = quick(open_for_s=60.0, codec="raw")
         opened = self.parent.open(run="r", round_id=(1,), plan=PLAN, tier=tier, seed=0, now=0.0)
-        self._down([action for action in offered + opened if isinstance(action, Send)])
-        self._payload = MATH.encode_delta(model, {"w": np.zeros_like(model["w"])}, "raw", 0)
+        self._payload = MATH.encode(model, "raw", 0)
+        self._down(opened)
+        self._slots = said(offered, KeyPart)
 
     def _down(self, actions: list[Action]) -> None:
         for action in of(actions, Send):
-            if not isinstance(action.message, Manifest):
-                heapq.heappush(self._arrivals, (self.now + 0.05, len(self._arrivals), False, action.message))
+            self._arrive(self.now + 0.05, False, action.message)
+
+    def _arrive(self, at: float, is_up: bool, message: object) -> None:
+        self._count += 1
+        heapq.heappush(self._arrivals, (at, self._count, is_up, message))
 
     def _up(self, actions: list[Action]) -> None:
         for work in of(actions, Work):
@@ -46,7 +52,12 @@ class Line:
         for part in said(actions, UpdatePart):
             self.sent_bytes += len(part.data)
             self.free_at_s = max(self.free_at_s, self.now) + len(part.data) / self.rate
-            heapq.heappush(self._arrivals, (self.free_at_s + 0.05, self.sent_bytes, True, part))
+            self._arrive(self.free_at_s + 0.05, True, part)
+        for announced in said(actions, Announce):
+            self._arrive(self.now + 0.05, True, announced)
+        for fetch in of(actions, Fetch):
+            for slot in fetch.slots:
+                self._arrive(self.now + 0.05, False, self._slots[int(slot)])
 
     def run(self) -> float:
         """Let the update arrive; return when it did."""
@@ -56,7 +67,7 @@ class Line:
             if self._arrivals and self._arrivals[0][0] <= at:
                 self.now, _, is_up, message = heapq.heappop(self._arrivals)
                 if is_up:
-                    assert isinstance(message, UpdatePart)
+                    assert isinstance(message, UpdatePart | Announce)
                     self._down(self.parent.hear(message, PI, self.now))
                 else:
                     self._up(self.child.hear(message, self.now))  # type: ignore[arg-type]

@@ -2,18 +2,22 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.learning.contracts import Weights
+from hfl_mqtt.learning.start import of_weights
+from hfl_mqtt.learning.weights import difference
 from hfl_mqtt.protocol import wire
 from hfl_mqtt.protocol.blobs import Cut
 from hfl_mqtt.protocol.messages import (
     Info,
+    Keyframe,
+    KeyPart,
     Kind,
-    Manifest,
     Message,
     ModelPart,
     Plan,
@@ -25,12 +29,13 @@ from hfl_mqtt.protocol.messages import (
     Update,
     UpdatePart,
 )
-from hfl_mqtt.protocol.topics import Channel, is_child, parent
+from hfl_mqtt.protocol.topics import Channel, Topic, is_child, parent
 from hfl_mqtt.rounds.actions import (
     Action,
     ClearSlots,
     Connected,
     Contribution,
+    Fetch,
     Note,
     Received,
     Send,
@@ -40,6 +45,7 @@ from hfl_mqtt.rounds.actions import (
 )
 from hfl_mqtt.rounds.client import ClientNode
 from hfl_mqtt.rounds.node import Node
+from hfl_mqtt.rounds.offer import Offer
 
 MATH = TensorArithmetic()
 CODEC = "raw | zstd"
@@ -61,28 +67,41 @@ def info(role: str = "client", boot: int = 1) -> Info:
     return Info(role=role, boot=boot)
 
 
-def manifest(model: Weights, *, run: str = "r", version: int = 0, part_size: int = 256 * 1024) -> tuple[Manifest, Cut]:
-    """Return a model as its aggregator puts it into the slots."""
-    cut = Cut.of(MATH.encode_model(model), part_size)
-    made = Manifest(
-        run=run,
-        version=version,
-        digest=MATH.digest(model),
-        blob=cut.digest,
-        size=len(cut.blob),
-        parts=cut.count,
-        codec=MATH.model_codec,
-    )
-    return made, cut
+def keyframe(model: Weights, *, run: str = "r") -> Keyframe:
+    """Return the keyframe that a run begins with."""
+    start = of_weights(model)
+    size = MATH.model_size(MATH.layout(start))
+    return Keyframe(run=run, version=0, digest=MATH.start_digest(start), size=size, start=start)
 
 
-def model_part(cut: Cut, index: int = 0) -> ModelPart:
-    return ModelPart(blob=cut.digest, index=index, count=cut.count, size=len(cut.blob), data=cut.part(index))
+def offered(model: Weights, *steps: Weights, run: str = "r", codec: str = CODEC) -> Offer:
+    """Return a model as its aggregator offers it: where it began, and what came since."""
+    offer = Offer(keyframe(model, run=run))
+    for seed, step in enumerate(steps):
+        offer.push(MATH.encode(step, codec, seed))
+    return offer
+
+
+def key_parts(offer: Offer, part_size: int | None = None) -> list[KeyPart]:
+    """Return the parts of the keyframe as they lie in their slots; cut smaller where a test wants many."""
+    parts = said(offer.show(), KeyPart)
+    if part_size is None:
+        return parts
+    cut = Cut.of(b"".join(part.data for part in parts), part_size)
+    return [replace(parts[0], index=at, count=cut.count, data=cut.part(at)) for at in range(cut.count)]
+
+
+def delta_parts(offer: Offer, version: int, part_size: int | None = None) -> list[ModelPart]:
+    """Return the parts of the delta that leads to a version, as they lie in their slots."""
+    parts = [part for part in said(offer.show(), ModelPart) if part.version == version]
+    if part_size is None:
+        return parts
+    cut = Cut.of(b"".join(part.data for part in parts), part_size)
+    return [replace(parts[0], index=at, count=cut.count, data=cut.part(at)) for at in range(cut.count)]
 
 
 def update_parts(
     call: RoundCall,
-    child: str,
     delta: Weights | bytes,
     weight: int,
     *,
@@ -90,16 +109,14 @@ def update_parts(
     part_size: int = 256 * 1024,
     **other: Any,
 ) -> list[UpdatePart]:
-    """Return an update as a child sends it; `other` are fields of the update inside that shall differ."""
+    """Return an update as a child sends it; `other` are further fields of it."""
     if isinstance(delta, bytes):
         payload = delta
     elif call.plan.kind is Kind.EVALUATE:
         payload = b""
     else:
-        zero = {name: np.zeros_like(array) for name, array in delta.items()}
-        payload = MATH.encode_delta(delta, zero, call.codec, 0)
-    fields = {"run": call.run, "round": call.round, "sender": child, "base": call.model.digest, "weight": weight}
-    update = Update(**{**fields, "payload": payload, "tallies": tallies or {}, **other})
+        payload = MATH.encode(delta, call.codec, 0)
+    update = Update(weight=weight, payload=payload, tallies=tallies or {}, **other)
     cut = Cut.of(wire.pack_update(update), part_size)
     return [
         UpdatePart(
@@ -145,15 +162,15 @@ def towards(goals: dict[str, tuple[float, int]], share: float = 1.0) -> Train:
 
     def train(path: str, work: Work) -> Contribution | str | None:
         goal, samples = goals[path]
-        model = MATH.decode_model(work.model)
-        assert MATH.digest(model) == work.digest
+        model = MATH.weights(work.model)
         error = float(np.abs(model["w"] - goal).max())
         tallies = {"error": Tally(total=error * samples, count=samples)}
         if work.plan.kind is Kind.EVALUATE:
             return Contribution(payload=b"", weight=0, tallies=tallies)
         moved = {"w": (model["w"] + share * (goal - model["w"])).astype(np.float32)}
         tallies["loss"] = Tally(total=error * samples, count=samples)
-        return Contribution(payload=MATH.encode_delta(moved, model, work.codec, 0), weight=samples, tallies=tallies)
+        payload = MATH.encode(difference(moved, model), work.codec, 0)
+        return Contribution(payload=payload, weight=samples, tallies=tallies)
 
     return train
 
@@ -161,7 +178,8 @@ def towards(goals: dict[str, tuple[float, int]], share: float = 1.0) -> Train:
 class Tree:
     """Nodes on a network that loses nothing, with retained messages and a clock of its own. All bytes go over the wire.
 
-    `is_cut` names nodes that hear and say nothing for now.
+    `is_cut` names nodes that hear and say nothing for now. Deltas are heard as they are said; keyframes, and deltas
+    that were missed, come when they are fetched, or as soon as somebody says them.
     """
 
     def __init__(self, nodes: Iterable[Node], train: Train) -> None:
@@ -171,6 +189,7 @@ class Tree:
         self.done: list[tuple[str, Action]] = []
         self.is_cut: set[str] = set()
         self._retained: dict[str, wire.Frame] = {}
+        self._fetches: set[tuple[str, str]] = set()
         self._events: deque[tuple[str, Worked | WorkFailed | Received]] = deque()
 
     def start(self, *paths: str) -> None:
@@ -180,9 +199,17 @@ class Tree:
 
     def connect(self, path: str) -> None:
         self.is_cut.discard(path)
+        self._fetches = {(who, topic) for who, topic in self._fetches if who != path}
         self.carry_out(path, self.nodes[path].handle(Connected(session_present=False), self.now))
         for frame in list(self._retained.values()):
-            self._deliver(frame, only=path)
+            if not Topic.parse(frame.topic).channel.is_binary:
+                self._deliver(frame, only=path)
+
+    def forget(self, channel: Channel) -> None:
+        """Let the broker lose what it retained in one channel."""
+        self._retained = {
+            topic: frame for topic, frame in self._retained.items() if Topic.parse(topic).channel is not channel
+        }
 
     def replace(self, node: Node) -> None:
         """Kill a node without a word and start it again."""
@@ -223,18 +250,31 @@ class Tree:
                 elif result is not None:
                     self._events.append((path, Worked(work_id=action.work_id, result=result)))
             elif isinstance(action, ClearSlots):
-                for slot in range(action.first, action.end):
-                    del self._retained[f"hflb/f/{path}/@/down/{slot}"]
+                for topic in _slots(path, action):
+                    self._retained.pop(topic, None)
+            elif isinstance(action, Fetch) and path not in self.is_cut:
+                self._fetch(path, action)
             elif isinstance(action, Send) and path not in self.is_cut:
                 frame = wire.encode(action.message, "f", action.to or path)
                 if frame.retain:
                     self._retained[frame.topic] = frame
                 self._deliver(frame)
 
+    def _fetch(self, path: str, action: Fetch) -> None:
+        for topic in _slots(parent(path) or "", action):
+            frame = self._retained.get(topic)
+            if frame is None:
+                self._fetches.add((path, topic))
+            else:
+                message, found = wire.decode(frame)
+                self._events.append((path, Received(message=message, sender=found.path)))
+
     def _deliver(self, frame: wire.Frame, only: str | None = None) -> None:
         message, topic = wire.decode(frame)
         for path, node in self.nodes.items():
-            if only in (None, path) and _hears(node, message, topic.path, topic.channel):
+            is_fetched = (path, frame.topic) in self._fetches
+            self._fetches.discard((path, frame.topic))
+            if only in (None, path) and (is_fetched or _hears(node, message, topic.path, topic.channel)):
                 sender = topic.path if topic.channel is not Channel.CMND else parent(topic.path)
                 assert sender is not None
                 self._events.append((path, Received(message=message, sender=sender)))
@@ -243,11 +283,18 @@ class Tree:
         return [action for who, action in self.done if who == path]
 
 
+def _slots(path: str, action: ClearSlots | Fetch) -> list[str]:
+    channel = Channel.KEY if action.is_key else Channel.DOWN
+    return [str(Topic("f", path, channel, slot)) for slot in action.slots]
+
+
 def _hears(node: Node, message: Message, path: str, channel: Channel) -> bool:
     if channel is Channel.CMND:
         return path == node.path
     if channel is Channel.DOWN or isinstance(message, RoundCall):
         return is_child(node.path, path)
+    if channel is Channel.KEY:
+        return False
     is_heard = channel in (Channel.UP, Channel.TELE) or isinstance(message, State)
     return is_heard and is_child(path, node.path) and not isinstance(node, ClientNode)
 

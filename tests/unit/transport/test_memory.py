@@ -8,6 +8,7 @@ import pytest
 
 from hfl_mqtt.errors import Misuse
 from hfl_mqtt.protocol import topics
+from hfl_mqtt.protocol.topics import Filter
 from hfl_mqtt.protocol.wire import Frame
 from hfl_mqtt.transport.link import Arrived, Down, Link, LinkEvent, Up
 from hfl_mqtt.transport.memory import Faults, MemoryBroker, MemoryLink, bridge
@@ -30,7 +31,7 @@ class Inbox(list[LinkEvent]):
 
 def joined(broker: MemoryBroker, name: str, *filters: tuple[str, int], **options: Any) -> tuple[MemoryLink, Inbox]:
     inbox = Inbox()
-    link = MemoryLink(broker, name, filters, inbox, **options)
+    link = MemoryLink(broker, name, [Filter(topic=topic, qos=qos) for topic, qos in filters], inbox, **options)
     link.open()
     broker.deliver_due(broker.wire.now_s)
     return link, inbox
@@ -273,7 +274,7 @@ def test_latency_keeps_the_order_and_reordering_does_not() -> None:
 def test_the_clock_stands_at_the_time_of_each_arrival() -> None:
     broker = MemoryBroker(faults=Faults(latency_s=(3.0, 3.0)))
     inbox = Inbox()
-    far = MemoryLink(broker, "far", [("x", 1)], inbox)
+    far = MemoryLink(broker, "far", [Filter(topic="x", qos=1)], inbox)
     near = MemoryLink(broker, "near", [], Inbox())
     far.open()
     near.open()
@@ -374,6 +375,21 @@ def test_a_bridge_that_is_cut_keeps_qos_1_and_passes_deletions_on() -> None:
     cloud_broker.deliver_due(1.0)
     assert cloud_inbox.texts == ["ready", "weights", ""]
     assert cloud_broker.retained() == []
+
+
+def test_after_a_cut_a_bridge_brings_the_newest_call_alone_and_every_receipt() -> None:
+    cloud_broker, farm_broker, wan = farm()
+    cloud, _ = joined(cloud_broker, "cloud")
+    _, edge_inbox = joined(farm_broker, "cloud/a", ("#", 1))
+    wan.cut()
+    for number in range(3):
+        cloud.publish(said(CALL, f"call {number}", retain=True))
+        cloud.publish(said("hfl/f/cloud/a/@/cmnd/receipt", f"receipt {number}"))
+    cloud_broker.deliver_due(0.0)
+    assert edge_inbox.texts == []
+    wan.restore()
+    cloud_broker.deliver_due(0.0)
+    assert edge_inbox.texts == ["receipt 0", "receipt 1", "receipt 2", "call 2"]
 
 
 def test_a_will_crosses_two_bridges() -> None:
