@@ -18,8 +18,8 @@ from benchmarks.figures import Figure, markdown_table, text_table
 from hfl_mqtt import __version__
 from hfl_mqtt.errors import HflError
 
-#: Each is a module here with a TITLE and a `measure()`.
-NAMES = ("memory", "rounds", "codecs", "aggregation", "traffic")
+#: Each is a module here with a TITLE, a `measure()`, and where there is something to draw, a `draw(path)`.
+NAMES = ("memory", "rounds", "codecs", "aggregation", "traffic", "convergence", "scale", "bulk", "peers")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -27,7 +27,8 @@ def main() -> None:
     """Run what was asked for, by default all."""
     parser = argparse.ArgumentParser(
         prog="benchmarks",
-        description="Measure what the framework costs, on real processes and brokers. Under two minutes in all.",
+        description="Measure what the framework costs, on real processes and brokers. Half an hour in all: each of the "
+        "first five takes about a minute, each of the others some.",
         epilog="Example: python -m benchmarks memory codecs",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; by default all")
@@ -52,6 +53,9 @@ def run(names: Sequence[str], out: Path) -> None:
         module, began = import_module(f"benchmarks.{name}"), time.monotonic()
         tables[name] = module.TITLE, module.measure()
         print(f"\n{text_table(*tables[name])}\n  ({time.monotonic() - began:.0f} s)", flush=True)
+        if hasattr(module, "draw"):
+            out.mkdir(parents=True, exist_ok=True)
+            module.draw(out / f"{name}.png")
     print(f"\nSaved as {save(tables, about, out)} and .json")
 
 

@@ -1,4 +1,7 @@
-"""How fast an aggregator adds raw fp32 updates, on one core, against numpy's in-place add of the same arrays."""
+"""How fast an aggregator adds raw fp32 updates, on one core, against numpy's in-place add of the same arrays.
+
+And what an update of a small model costs it from bytes to sum, where calls count more than values.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from statistics import median
 import numpy as np
 
 from benchmarks.figures import Figure, number, spread_of
+from hfl_mqtt.learning import codecs, payload
+from hfl_mqtt.learning.arithmetic import EncodedSum
 from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.strategies import FedAvg, FixedPointSum
 from hfl_mqtt.learning.weights import layout_of
@@ -21,6 +26,10 @@ REPEATS = 9
 TENSORS = 8
 #: Samples behind the updates of a small farm.
 WEIGHTS = (160, 20, 45, 77, 33, 129)
+#: Elements of the tensors of a small model, the 44,426-parameter CNN, and how its updates come.
+SMALL = (150, 6, 2400, 16, 30_720, 120, 10_080, 84, 840, 10)
+SMALL_CODECS = ("raw", "raw | zstd", "int8 | zstd", "rot1", "dz(0.15)")
+SMALL_REPEATS = 100
 
 
 def measure(sizes_mb: tuple[float, ...] = SIZES_MB, repeats: int = REPEATS) -> list[Figure]:
@@ -45,6 +54,25 @@ def measure(sizes_mb: tuple[float, ...] = SIZES_MB, repeats: int = REPEATS) -> l
         mean = FedAvg().sum(layout_of(delta))
         mean.add(delta.items, 32)
         figures.append(clock.time("mean", partial(_mean, mean), repeats))
+    return [*figures, *_measure_small()]
+
+
+def _measure_small() -> list[Figure]:
+    """Time one encoded update of a small model, CPU time of this thread."""
+    rng = np.random.default_rng(7)
+    delta = {f"layer{index}": rng.normal(0, 1e-3, size).astype("f4") for index, size in enumerate(SMALL)}
+    layout, figures = layout_of(delta), []
+    for text in SMALL_CODECS:
+        coded = payload.encode(delta, codecs.parse(text), rng)
+        total = EncodedSum(FedAvg().sum(layout), layout, (text,))
+        total.add(coded, 32)
+        times = []
+        for _ in range(SMALL_REPEATS):
+            began = time.thread_time()
+            total.add(coded, 32)
+            times.append((time.thread_time() - began) * 1e6)
+        what = f"{sum(SMALL):,} values in {len(SMALL)} tensors: an update in {text}, from bytes to sum"
+        figures.append(spread_of(what, "us", times, f"{number(len(coded))} bytes"))
     return figures
 
 

@@ -31,6 +31,7 @@ RATE_MBIT_S = 10.0
 HEART = "heart"
 BEAT_S = 0.25
 LIMIT_S = 900.0
+RAW_UPDATES: tuple[dict[str, Any], ...] = ({"codec": "raw"}, {"codec": "raw"})
 
 
 class Heart:
@@ -98,12 +99,11 @@ class SlowFederation(LocalFederation):
 
 
 @contextmanager
-def slow_farm(megabytes: float, rate_mbit_s: float) -> Iterator[tuple[SlowFederation, Heart]]:
-    """Start one farm with one device, all settings those of YAML but for raw updates, and run one round."""
-    what = replace(
-        plan("bulk", farms=1, devices=1),
-        tiers=({"codec": "raw"}, {"codec": "raw"}),
-    )
+def slow_farm(
+    megabytes: float, rate_mbit_s: float, tiers: tuple[dict[str, Any], ...] = RAW_UPDATES
+) -> Iterator[tuple[SlowFederation, Heart]]:
+    """Start one farm with one device, all settings those of YAML but for `tiers`, and run one round."""
+    what = replace(plan("bulk", farms=1, devices=1), tiers=tiers)
     farm = what.farms[0]
     what = replace(what, farms=(replace(farm, devices=(*farm.devices, replace(farm.devices[0], name=HEART))),))
     with ExitStack() as stack:

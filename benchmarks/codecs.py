@@ -23,7 +23,12 @@ LARGER = 10
 REPEATS = 5
 TENSORS = 8
 #: Options of codecs that have no default, and two that are worth a row of their own.
-OPTIONS = {"topk": ("topk(0.01) | int8", "topk(0.1)"), "stc": ("stc(0.01)", "stc(0.1)"), "int8": ("int8", "int8(1024)")}
+OPTIONS = {
+    "topk": ("topk(0.01) | int8", "topk(0.1)"),
+    "stc": ("stc(0.01)", "stc(0.1)"),
+    "dz": ("dz(0.03)", "dz(0.15)"),
+    "int8": ("int8", "int8(1024)"),
+}
 #: Measured on the large update too.
 LARGE = ("rot1",)
 #: What takes the time in encode and in decode, by profile.
@@ -36,6 +41,7 @@ BOUNDS = {
     "int4": ("random numbers", "a table look-up per byte"),
     "topk": ("the exact choice; packing the gaps at 10 %", "clearing the result; unpacking the gaps at 10 %"),
     "stc": ("the exact choice; packing the gaps at 10 %", "clearing the result; unpacking the gaps at 10 %"),
+    "dz": ("packing the places; the exact choice", "unpacking the places"),
     "rot1": ("two matrix products, 192 operations a value", "two matrix products, 192 operations a value"),
     "rot2": ("choosing levels, then the matrix products", "two matrix products, 192 operations a value"),
     "rot3": ("choosing levels, then the matrix products", "two matrix products, 192 operations a value"),
@@ -62,7 +68,7 @@ def chains() -> list[codecs.Chain]:
             except ConfigError:
                 continue  # one that packs bytes cannot stand alone
             # What a rotation leaves is noise, and places and signs are dense.
-            is_dense = isinstance(alone.arrays[0], codecs.Rotated | codecs.Stc)
+            is_dense = isinstance(alone.arrays[0], codecs.Rotated | codecs.Stc | codecs.Dz)
             found += [alone] if is_dense else [alone, codecs.parse(f"{text} | zstd")]
     return found
 

@@ -8,7 +8,9 @@ digits, or the demo's weather stations; without `../shared/data` the MNIST table
 
 from __future__ import annotations
 
+import json
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -65,26 +67,57 @@ class Curve:
         return self.lan[version] + self.wan[version]
 
 
-RAW = Arm(name="raw fp32")
-IID = (
-    Arm(name="stc(0.1)", client="stc(0.1)", edge="stc(0.1)", down="stc(0.1)"),
-    Arm(
-        name="stc(0.02), server rate 1.5",
-        client="stc(0.02)",
-        edge="stc(0.02)",
-        down="stc(0.02)",
-        strategy="fedavg(1.5)",
-    ),
+def _everywhere(codec: str, strategy: str = "fedavg") -> Arm:
+    name = codec if strategy == "fedavg" else f"{codec}, {strategy}"
+    return Arm(name=name, client=codec, edge=codec, down=codec, strategy=strategy)
+
+
+RAW = _everywhere("raw")
+IID = (_everywhere("dz(0.15)"), _everywhere("dz(0.03)", "fedavg(1.5)"))
+SKEWED = (_everywhere("dz(0.1)"),)
+SOIL = (
+    Arm(name="dz(0.07), edges dz(0.15)", client="dz(0.07)", edge="dz(0.15)", down="dz(0.07)"),
 )
-SKEWED = (Arm(name="stc(0.1)", client="stc(0.1)", edge="stc(0.1)", down="stc(0.1)"),)
+#: What was run last, for `draw`: where, how coded, and the curve.
+_drawn: list[tuple[str, str, Curve]] = []
 
 
 def measure(seeds: Sequence[int] = SEEDS) -> list[Figure]:
-    """Run every arm of the MNIST tables."""
-    if not MNIST.is_dir():
-        return [Figure(what="MNIST", value=0, unit="", note="skipped: no ../shared/data/mnist")]
-    figures = _table("IID to 97 %", iid_plan(), (RAW, *IID), 0.97, seeds)
-    return figures + _table("two classes each, to 95 %", skewed_plan(), (RAW, *SKEWED), 0.95, seeds[:1])
+    """Run every arm of every table."""
+    _drawn.clear()
+    if MNIST.is_dir():
+        figures = _table("MNIST, IID, to 97 %", iid_plan(), (RAW, *IID), 0.97, seeds)
+        figures += _table("MNIST, two classes each, to 95 %", skewed_plan(), (RAW, *SKEWED), 0.95, seeds[:1])
+    else:
+        figures = [Figure(what="MNIST", value=0, unit="", note="skipped: no ../shared/data/mnist")]
+    return figures + _soil((RAW, *SOIL), seeds)
+
+
+def draw(path: Path) -> None:
+    """Draw accuracy over bytes of the runs that `measure` made, a panel for each table."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    titles = list(dict.fromkeys(title for title, _, _ in _drawn))
+    if not titles:
+        return
+    figure, panels = pyplot.subplots(1, len(titles), figsize=(5.5 * len(titles), 3.8), squeeze=False)
+    for panel, title in zip(panels[0], titles, strict=True):
+        arms = list(dict.fromkeys(arm for where, arm, _ in _drawn if where == title))
+        for number, arm in enumerate(arms):
+            for count, curve in enumerate(one for where, name, one in _drawn if (where, name) == (title, arm)):
+                points = [
+                    (curve.bytes_at(at) / 1e6, score) for at, score in sorted(curve.scores.items()) if at in curve.lan
+                ]
+                panel.plot(*zip(*points, strict=True), color=f"C{number}", label=arm if not count else None, lw=1.2)
+        panel.set(xscale="log", xlabel="MB on both hops, both ways", ylabel="test accuracy", title=title, ylim=(0.8, 1))
+        panel.grid(alpha=0.3)
+        panel.legend(loc="lower right", fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
 def iid_plan() -> RunPlan:
@@ -140,6 +173,7 @@ def _table(title: str, plan: RunPlan, arms: Sequence[Arm], target: float, seeds:
         rounds, moved, local = [], [], []
         for seed in seeds:
             curve = run(plan, arm, seed, metric="test_accuracy", rounds=60, target=target)
+            _drawn.append((title, arm.name, curve))
             version = curve.reached(target)
             if version is None:
                 raise HflError(f"{title}: {arm.name}, seed {seed} did not get there in {len(curve.scores)} rounds")
@@ -155,7 +189,7 @@ def _table(title: str, plan: RunPlan, arms: Sequence[Arm], target: float, seeds:
         )
         figures.append(
             Figure(
-                what=f"MNIST, {title}: {arm.name}",
+                what=f"{title}: {arm.name}",
                 value=mean(moved) / 1e6,
                 unit="MB",
                 low=min(moved) / 1e6,
@@ -191,11 +225,57 @@ def _mnist(*, farms: int, clients: int, partition: str) -> RunPlan:
 
 
 def _now_ms() -> float:
-    from datetime import datetime
-
-    return datetime.now().timestamp() * 1000
+    return time.time() * 1000
 
 
-def soil_plan(seed: int) -> RunPlan:
-    """Return the demo's own plan: 36 weather stations on three farms."""
-    return scenario(DemoConfig(seed=seed)).run
+def _soil(arms: Sequence[Arm], seeds: Sequence[int]) -> list[Figure]:
+    """Run the demo's plan, 36 weather stations on three farms for 40 x 2 rounds, and compare the last models."""
+    figures: list[Figure] = []
+    errors: dict[str, dict[int, tuple[float, float]]] = {}
+    base = 1.0
+    for arm in arms:
+        moved = []
+        for seed in seeds:
+            total, scores = _whole(scenario(DemoConfig(seed=seed)).run, arm)
+            moved.append(total)
+            errors.setdefault(arm.name, {})[seed] = scores["rmse"], scores["unseen_rmse"]
+        if arm is arms[0]:
+            base, said = mean(moved), "the errors that the others are compared with"
+        else:
+            worse = [
+                [100 * (errors[arm.name][seed][which] / errors[arms[0].name][seed][which] - 1) for seed in seeds]
+                for which in (0, 1)
+            ]
+            told = [", ".join(f"{percent:+.1f}" for percent in one) for one in worse]
+            said = (
+                f"{base / mean(moved):.1f} x fewer bytes; error {told[0]} % on later days, {told[1]} % unseen"
+            )
+        figures.append(
+            Figure(
+                what=f"soil moisture, 80 rounds: {arm.name}",
+                value=mean(moved) / 1e6,
+                unit="MB",
+                low=min(moved) / 1e6,
+                high=max(moved) / 1e6,
+                note=said,
+            )
+        )
+    return figures
+
+
+def _whole(plan: RunPlan, arm: Arm) -> tuple[int, Mapping[str, float]]:
+    """Run a plan to its end in an arm's codecs; returns all bytes on both hops, and the last model's scores."""
+    codecs = (arm.edge, arm.client)
+    tiers = tuple(
+        {**tier, "codec": codec, "downlink": arm.down} for tier, codec in zip(plan.tiers, codecs, strict=True)
+    )
+    plan = replace(plan, tiers=tiers, cloud={"strategy": arm.strategy}, until_finished=True)
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="hfl-bench-"))
+        federation = LocalFederation(plan, Path(directory), is_metered=True)
+        stack.callback(federation.stop)
+        federation.start_brokers()
+        federation.start_nodes()
+        wait_until(lambda: federation.check_cloud() is not None, "the end of a run", LIMIT_S)
+        summary = json.loads((federation.out / "summary.json").read_text())
+        return sum(federation.lan_bytes()) + sum(federation.wan_bytes()), summary["history"][-1]

@@ -28,7 +28,7 @@ def measure(rounds: int = ROUNDS) -> list[Figure]:
     """Run each model, and then one with training; a round lasts from one opening of the cloud's to the next."""
     figures = []
     for task, said in MODELS.items():
-        with running(plan(task, farms=2, devices=2)) as bench:
+        with running(plan(task, farms=2, devices=2), is_watched=False) as bench:
             bench.run(rounds)
             stages = _stages(bench)[WARM_UP:]
         whole = [sum(parts) for parts in stages]
@@ -41,7 +41,7 @@ def measure(rounds: int = ROUNDS) -> list[Figure]:
 
 def _training(rounds: int) -> list[Figure]:
     """Return how much of a round with real training is training on the slowest client."""
-    with running(plan("digits", farms=2, devices=2)) as bench:
+    with running(plan("digits", farms=2, devices=2), is_watched=False) as bench:
         bench.run(rounds)
         opened = [at_ms(note) for note in bench.notes("cloud", "opened")]
         slowest: dict[str, float] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -158,6 +160,11 @@ def demo(
 
 def main() -> None:
     """Run the command line; the entry point `hfl`."""
+    # Before numpy is loaded: codecs multiply small matrices, for which its threads cost ten times what they bring.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # A crash in native code would else end this process without a word.
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)
     logs.to_stderr(quiet=False)
     try:
         app()

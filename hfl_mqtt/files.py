@@ -45,8 +45,11 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace(path: Path, write: Callable[[Path], object], *, is_forced: bool = True) -> None:
     """Replace a file by what `write` puts into the temporary one it is given; see `write_bytes`.
+
+    Where it is not forced to the disk, it survives its process but perhaps not a pulled plug: for what is written in
+    every round and is worth no wait and no wear of an SD card.
 
     Raises:
         HflError: the disk is full, the directory missing or not ours; the message says what to do.
@@ -56,12 +59,14 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     def write_and_rename() -> None:
         try:
             write(temporary)
-            _force(temporary)
+            if is_forced:
+                _force(temporary)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _force(path.parent)
+        if is_forced:
+            _force(path.parent)
 
     _attempt(path, write_and_rename)
 

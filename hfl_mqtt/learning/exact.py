@@ -1,7 +1,8 @@
 """Exact sums of weighted numbers in integers, a cache-sized block at a time: fast, and blind to the order of adding.
 
 Every block rounds an update once, by a rule that looks at that part of that update alone; the rest is modular
-arithmetic of integers, which can be undone to the last bit.
+arithmetic of integers, which can be undone to the last bit. Small tensors of one dtype share a block, so that a model
+of many costs little more than one of few.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import math
 import mmap
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfl_mqtt.errors import Refused
-from hfl_mqtt.learning.weights import TensorSpec, shown
+from hfl_mqtt.learning.weights import Layout, TensorSpec, delta_layout, shown
 
 #: No weighted delta is rounded finer than 2^-FRACTION_BITS: a mean over n samples from m updates may be off by
 #: 1.2e-10 m/n. The rest of int64 bounds the sum over all updates of weight x |delta| by 2^31, e.g. a million samples
@@ -24,6 +27,8 @@ from hfl_mqtt.learning.weights import TensorSpec, shown
 FRACTION_BITS = 32
 #: Elements worked on at a time, so that intermediates stay in the processor's cache. The rounding depends on it.
 BLOCK = 1 << 16
+#: Float tensors with fewer elements share blocks. From here on the four bytes an element of `Singles` are faster.
+SMALL = 1 << 14
 
 #: What a float32 holds besides its sign and the leading bits of `_MAGIC`: a rounded element is at most 2^22 units.
 _PRECISION_BITS = 22
@@ -32,6 +37,14 @@ _LIMIT = 2**63
 #: of `_MAGIC` plus that integer: rounding and conversion in the one pass of an addition.
 _MAGIC = np.float32(1.5 * 2**23)
 _MAGIC_BITS = int(_MAGIC.view(np.int32))
+#: The same of a float64: its last bit is 1 in [2^52, 2^53], and what is added may have 2^51 units.
+_WIDE_MAGIC = np.float64(1.5 * 2**52)
+_WIDE_MAGIC_BITS = int(_WIDE_MAGIC.view(np.int64))
+_WIDE_MAGIC_LIMIT = 2.0**51
+
+
+#: Tensors one behind another, each with the place of its end.
+Names = tuple[tuple[str, int], ...]
 
 
 class Scratch:
@@ -44,13 +57,19 @@ class Scratch:
 
 
 class Block(ABC):
-    """The exact sum of a part of a tensor, in `cells` of int64 that count units of 2^-`fraction_bits`."""
+    """The exact sum of a part of a tensor, or of several, in `cells` of int64 that count units of 2^-`fraction_bits`.
 
-    __slots__ = ("bound", "cells", "name", "scratch")
+    Args:
+        names: of the tensors, with where each ends in the block.
+        cells: as many as there are elements; whatever stands in them.
+        scratch: at least as large.
+    """
+
+    __slots__ = ("bound", "cells", "names", "scratch")
     fraction_bits = FRACTION_BITS
 
-    def __init__(self, name: str, cells: NDArray[np.int64], scratch: Scratch) -> None:
-        self.name, self.cells, self.scratch = name, cells, scratch
+    def __init__(self, names: Names, cells: NDArray[np.int64], scratch: Scratch) -> None:
+        self.names, self.cells, self.scratch = names, cells, scratch
         #: No cell is larger than this, in units; as a Python integer it cannot overflow itself. At 0 all cells are 0,
         #: whatever stands in them.
         self.bound = 0
@@ -60,16 +79,28 @@ class Block(ABC):
         """Add (`sign` 1) or take back (-1) weight x values; `Refused`, before anything changed, where it cannot be."""
 
     @abstractmethod
-    def mean(self, weight: int, out: NDArray[Any]) -> None:
-        """Write the cells / weight."""
+    def mean(self, weight: int, out: NDArray[Any], start: int = 0) -> None:
+        """Write the cells from `start` on, as many as `out` takes, / weight."""
 
-    def bound_after(self, peak: float, weight: int, units: int, sign: int) -> int:
+    def _peak(self, values: NDArray[Any]) -> float:
+        """Return the largest magnitude; `Refused` where there is NaN or infinity: both go through min and max."""
+        peak = max(-float(np.minimum.reduce(values)), float(np.maximum.reduce(values)))
+        if not math.isfinite(peak):
+            raise Refused(f"{self.blamed(values)} holds NaN or infinity")
+        return peak
+
+    def blamed(self, values: NDArray[Any]) -> str:
+        """Return the name, for people, of the tensor that holds the first NaN, or the largest magnitude."""
+        at = int(np.argmax(np.abs(values)))
+        return shown(next(name for name, end in self.names if at < end))
+
+    def bound_after(self, values: NDArray[Any], peak: float, weight: int, units: int, sign: int) -> int:
         """Return the bound with an update whose largest weighted element has this many units."""
         bound = self.bound + sign * units
         if bound >= _LIMIT:
             one = 1 << self.fraction_bits
             raise Refused(
-                f"{shown(self.name)}: weight {weight} x delta {peak:.4g} on top of {self.bound / one:.4g} "
+                f"{self.blamed(values)}: weight {weight} x delta {peak:.4g} on top of {self.bound / one:.4g} "
                 f"passes {_LIMIT / one:.4g}, the range of a sum"
             )
         return bound
@@ -85,8 +116,8 @@ class Singles(Block):
 
     __slots__ = ("bits", "exponent", "is_narrow", "narrow", "offset", "rounded")
 
-    def __init__(self, name: str, cells: NDArray[np.int64], scratch: Scratch) -> None:
-        super().__init__(name, cells, scratch)
+    def __init__(self, names: Names, cells: NDArray[np.int64], scratch: Scratch) -> None:
+        super().__init__(names, cells, scratch)
         self.exponent, self.is_narrow, self.offset = 0, True, 0
         self.narrow = cells.view(np.int32)[: cells.size]
         self.rounded = scratch.singles[: cells.size]
@@ -94,14 +125,14 @@ class Singles(Block):
 
     def add(self, values: NDArray[Any], weight: int, sign: int = 1) -> None:
         """Add or take back; see `Block.add`."""
-        peak = _peak(self.name, values)
+        peak = self._peak(values)
         if not peak:
             return
         weighted = peak * float(weight)
         # weighted < 2^e, rounded to a multiple of 2^(e - _PRECISION_BITS); the 1 covers all roundings on the way.
         exponent = max(math.frexp(weighted)[1] - _PRECISION_BITS, -FRACTION_BITS)
         units = int(math.ldexp(weighted, -exponent)) + 1
-        bound = self.bound_after(peak, weight, units << (exponent + FRACTION_BITS), sign)
+        bound = self.bound_after(values, peak, weight, units << (exponent + FRACTION_BITS), sign)
         self._make_room(max(bound, self.bound), exponent)
         np.multiply(values, np.float32(math.ldexp(weight, -exponent)), out=self.rounded, dtype=np.float32)
         np.add(self.rounded, _MAGIC, out=self.rounded)
@@ -118,13 +149,13 @@ class Singles(Block):
         self.offset += sign * (_MAGIC_BITS << shift)
         self.bound = bound
 
-    def mean(self, weight: int, out: NDArray[Any]) -> None:
-        """Write the cells / weight."""
+    def mean(self, weight: int, out: NDArray[Any], start: int = 0) -> None:
+        """Write the mean; see `Block.mean`."""
         if not self.bound:
             out.fill(0)
             return
         mean = self.scratch.doubles[: out.size]
-        np.divide(self._whole(), math.ldexp(weight, -self.exponent), out=mean)
+        np.divide(self._whole()[start : start + out.size], math.ldexp(weight, -self.exponent), out=mean)
         out[:] = mean
 
     def _make_room(self, bound: int, exponent: int) -> None:
@@ -147,33 +178,48 @@ class Singles(Block):
         """Return the cells without the offset; integers of an array wrap, which is the point."""
         if self.is_narrow:
             return self.narrow - np.array(self.offset % 2**32, dtype=np.uint32).view(np.int32)
-        return self.cells - np.array(self.offset % 2**64, dtype=np.uint64).view(np.int64)
+        return self.cells - _wrapped(self.offset)
 
 
 class Doubles(Block):
-    """float64, rounded to multiples of 2^-32."""
+    """float64, and small tensors of any float, rounded to multiples of 2^-32.
 
-    __slots__ = ()
+    No tensor is any rougher for a louder one beside it. `offset` is what the cells hold too much, modulo 2^64.
+    """
+
+    __slots__ = ("offset",)
+
+    def __init__(self, names: Names, cells: NDArray[np.int64], scratch: Scratch) -> None:
+        super().__init__(names, cells, scratch)
+        self.offset = 0
 
     def add(self, values: NDArray[Any], weight: int, sign: int = 1) -> None:
         """Add or take back; see `Block.add`."""
         factor = float(weight) * 2.0**FRACTION_BITS
-        peak = _peak(self.name, values)
+        peak = self._peak(values)
         largest = peak * factor  # as below; rounding keeps the order
-        bound = self.bound_after(peak, weight, round(largest) if largest < _LIMIT else _LIMIT, sign)
+        bound = self.bound_after(values, peak, weight, round(largest) if largest < _LIMIT else _LIMIT, sign)
         if not self.bound:
             self.cells.fill(0)
-        scaled, whole = self.scratch.doubles[: values.size], self.scratch.ints[: values.size]
-        np.multiply(values, factor, out=scaled)
-        np.rint(scaled, out=scaled)
-        np.copyto(whole, scaled, casting="unsafe")
+            self.offset = 0
+        scaled = self.scratch.doubles[: values.size]
+        np.multiply(values, factor, out=scaled, dtype=np.float64)
+        if largest < _WIDE_MAGIC_LIMIT:
+            np.add(scaled, _WIDE_MAGIC, out=scaled)
+            whole = scaled.view(np.int64)
+            self.offset += sign * _WIDE_MAGIC_BITS
+        else:
+            whole = self.scratch.ints[: values.size]
+            np.rint(scaled, out=scaled)
+            np.copyto(whole, scaled, casting="unsafe")
         (np.add if sign > 0 else np.subtract)(self.cells, whole, out=self.cells)
         self.bound = bound
 
-    def mean(self, weight: int, out: NDArray[Any]) -> None:
-        """Write the cells / weight."""
+    def mean(self, weight: int, out: NDArray[Any], start: int = 0) -> None:
+        """Write the mean; see `Block.mean`."""
         if self.bound:
-            np.divide(self.cells, float(weight) * 2.0**FRACTION_BITS, out=out)
+            whole = self.cells[start : start + out.size] - _wrapped(self.offset)
+            np.divide(whole, float(weight) * 2.0**FRACTION_BITS, out=out, casting="same_kind")
         else:
             out.fill(0)
 
@@ -184,37 +230,34 @@ class Integers(Block):
     __slots__ = ("dtype", "span")
     fraction_bits = 0
 
-    def __init__(self, name: str, cells: NDArray[np.int64], scratch: Scratch, dtype: np.dtype[Any]) -> None:
-        super().__init__(name, cells, scratch)
+    def __init__(self, names: Names, cells: NDArray[np.int64], scratch: Scratch, dtype: np.dtype[Any]) -> None:
+        super().__init__(names, cells, scratch)
         self.dtype = dtype
         self.span = 1 if dtype.kind == "b" else 2 ** (8 * dtype.itemsize) - 1
 
     def add(self, values: NDArray[Any], weight: int, sign: int = 1) -> None:
         """Add or take back; see `Block.add`."""
         peak = max(-int(values.min()), int(values.max()))
-        bound = self.bound_after(peak, weight, peak * weight, sign)
+        bound = self.bound_after(values, peak, weight, peak * weight, sign)
         if peak > self.span:
-            raise Refused(f"{shown(self.name)} would leave the range of {self.dtype.name}: a delta of {peak}")
+            raise Refused(f"{self.blamed(values)} would leave the range of {self.dtype.name}: a delta of {peak}")
         if not self.bound:
             self.cells.fill(0)
         self.cells += sign * weight * values
         self.bound = bound
 
-    def mean(self, weight: int, out: NDArray[Any]) -> None:
-        """Write the cells / weight, rounded to the nearest, halves up."""
+    def mean(self, weight: int, out: NDArray[Any], start: int = 0) -> None:
+        """Write the mean, rounded to the nearest, halves up; see `Block.mean`."""
         if self.bound:
-            whole, left = np.divmod(self.cells, weight)
+            whole, left = np.divmod(self.cells[start : start + out.size], weight)
             out[:] = whole + (2 * left >= weight)
         else:
             out.fill(0)
 
 
-def _peak(name: str, values: NDArray[Any]) -> float:
-    """Return the largest magnitude; `Refused` where there is NaN or infinity, both of which go through min and max."""
-    peak = max(-float(np.minimum.reduce(values)), float(np.maximum.reduce(values)))
-    if not math.isfinite(peak):
-        raise Refused(f"{shown(name)} holds NaN or infinity")
-    return peak
+def _wrapped(offset: int) -> NDArray[np.int64]:
+    """Return an offset modulo 2^64 in the range of int64."""
+    return np.array(offset % 2**64, dtype=np.uint64).view(np.int64)
 
 
 def _untouched(size: int) -> NDArray[np.int64]:
@@ -230,11 +273,64 @@ def _untouched(size: int) -> NDArray[np.int64]:
     return np.frombuffer(room, dtype=np.int64)
 
 
-def blocks_of(name: str, spec: TensorSpec, scratch: Scratch) -> list[Block]:
-    """Return the empty blocks for deltas of a tensor of a model, `BLOCK` elements each but the last."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the deltas of a tensor are summed: in blocks of its own, or in one with others, from `start` on.
+
+    `dtype` and `size` are those of the deltas.
+    """
+
+    dtype: np.dtype[Any]
+    size: int
+    blocks: tuple[Block, ...]
+    start: int = 0
+    is_shared: bool = False
+
+
+def places_of(layout: Layout) -> dict[str, Place]:
+    """Return empty blocks for deltas of a model, `BLOCK` elements each at most, by tensor in the layout's order.
+
+    Which tensors share a block follows from the layout alone, not from the order of its names.
+    """
+    scratch = Scratch(min(BLOCK, sum(spec.size for spec in layout.values())))
+    deltas = delta_layout(layout)
+    found: dict[str, Place] = {}
+    for names in _shares(layout):
+        dtype = layout[names[0]].dtype
+        ends = tuple(accumulate(layout[name].size for name in names))
+        shared = Doubles(tuple(zip(names, ends, strict=True)), _untouched(ends[-1]), scratch)
+        for name, end in shared.names:
+            size = layout[name].size
+            found[name] = Place(dtype=dtype, size=size, blocks=(shared,), start=end - size, is_shared=True)
+    return {
+        name: found.get(name)
+        or Place(dtype=deltas[name].dtype, size=spec.size, blocks=tuple(_blocks_of(name, spec, scratch)))
+        for name, spec in layout.items()
+    }
+
+
+def _shares(layout: Layout) -> list[list[str]]:
+    """Return the names of tensors that share a block: small, of one dtype, one behind another in order of names."""
+    rows: list[list[str]] = []
+    last: dict[str, tuple[list[str], int]] = {}
+    for name in sorted(layout):
+        spec = layout[name]
+        if not (spec.is_float and 0 < spec.size < SMALL):
+            continue
+        row, size = last.get(spec.code, ([], BLOCK))
+        if size + spec.size > BLOCK:
+            row, size = [], 0
+            rows.append(row)
+        row.append(name)
+        last[spec.code] = row, size + spec.size
+    return [row for row in rows if len(row) > 1]
+
+
+def _blocks_of(name: str, spec: TensorSpec, scratch: Scratch) -> list[Block]:
     cells = _untouched(spec.size)
     parts = [cells[at : at + BLOCK] for at in range(0, spec.size, BLOCK)]
+    names = [((name, part.size),) for part in parts]
     if not spec.is_float:
-        return [Integers(name, part, scratch, spec.dtype) for part in parts]
+        return [Integers(one, part, scratch, spec.dtype) for one, part in zip(names, parts, strict=True)]
     kind = Doubles if spec.dtype.itemsize == 8 else Singles
-    return [kind(name, part, scratch) for part in parts]
+    return [kind(one, part, scratch) for one, part in zip(names, parts, strict=True)]

@@ -27,7 +27,7 @@ from hfl_mqtt.errors import ConfigError, Refused
 from hfl_mqtt.learning.codecs import Chain, Flat, Reader, parse
 from hfl_mqtt.learning.codecs.chain import MAX_TEXT, Bytes, Whole
 from hfl_mqtt.learning.contracts import Weights
-from hfl_mqtt.learning.grouping import Group, Plan, plan
+from hfl_mqtt.learning.grouping import Batch, Group, Plan, plan
 from hfl_mqtt.learning.tables import Cursor, decode_layout, encode_layout, varint
 from hfl_mqtt.learning.weights import Layout, TensorSpec, check_finite, layout_of, little_endian, shown
 
@@ -84,8 +84,8 @@ def decode(payload: Bytes, chain: Chain, expected: Layout) -> Weights:
 def tensors(payload: Bytes, chain: Chain, expected: Layout) -> Iterator[tuple[str, NDArray[Any]]]:
     """Read a compact payload one tensor after another, each checked before it is given.
 
-    At most one tensor is held, or with codecs that see a whole model, one dtype's; what `zstd` has packed is unpacked
-    as it goes. The last `Refused` may come after the last tensor: nothing counts before the end.
+    At most one tensor is held, or a few small ones, or with codecs that see a whole model, one dtype's; what `zstd` has
+    packed is unpacked as it goes. The last `Refused` may come after the last tensor: nothing counts before the end.
 
     Raises:
         Refused: as `decode`, at any step.
@@ -134,7 +134,8 @@ def codec_of(payload: Bytes) -> str:
         Refused: it is no payload, or no such chain is known here.
     """
     cursor = Cursor(payload)
-    return str(_expect(cursor, _FULL if bytes(payload[:1]) == bytes([_FULL]) else _COMPACT, None))
+    chain = _expect(cursor, _FULL if bytes(payload[:1]) == bytes([_FULL]) else _COMPACT, None)
+    return _text(chain)[1:].decode()
 
 
 def size_limit(layout: Layout, chain: Chain) -> int:
@@ -177,11 +178,11 @@ def _packed(parts: Iterator[Bytes], size: int, chain: Chain) -> Iterator[Bytes]:
 
 def _gather(group: Group, weights: Weights) -> NDArray[Any]:
     """Return the values of a group as one finite flat array in native order."""
-    for name in group.names:
-        if group.flat.dtype.kind == "f":
-            check_finite(name, weights[name])
     flats = [np.ascontiguousarray(weights[name].reshape(-1), dtype=group.flat.dtype) for name in group.names]
-    return flats[0] if len(flats) == 1 else np.concatenate(flats)
+    values = flats[0] if len(flats) == 1 else np.concatenate(flats)
+    if group.flat.dtype.kind == "f":
+        _check_finite([group], values)
+    return values
 
 
 def _expect(cursor: Cursor, form: int, chain: Chain | None) -> Chain:
@@ -190,10 +191,15 @@ def _expect(cursor: Cursor, form: int, chain: Chain | None) -> Chain:
         said = "full" if form == _FULL else "compact"
         raise Refused(f"not a {said} payload of version {VERSION}")
     text = bytes(cursor.take(cursor.take(1)[0]))
-    if chain is not None:
-        if text != _text(chain)[1:]:
-            raise Refused(f"coded in {text[:60].decode('ascii', 'replace')!r}, asked was {str(chain)!r}")
-        return chain
+    if chain is None:
+        return _chain(text)
+    if text != _text(chain)[1:]:
+        raise Refused(f"coded in {text[:60].decode('ascii', 'replace')!r}, asked was {str(chain)!r}")
+    return chain
+
+
+@lru_cache(maxsize=64)
+def _chain(text: bytes) -> Chain:
     try:
         if len(text) > MAX_TEXT or not text.isascii():
             raise ConfigError("no text of a codec")
@@ -207,18 +213,25 @@ def _expect(cursor: Cursor, form: int, chain: Chain | None) -> Chain:
 
 def _read(cursor: Cursor, made: Plan) -> Iterator[tuple[str, NDArray[Any]]]:
     lengths = [_side_lengths(cursor, group, made.chain) for group in made.groups]
-    sides = [[cursor.take(length) for length in own] for own in lengths]
+    sides = iter([[cursor.take(length) for length in own] if own else [] for own in lengths])
     if any(cursor.take(-cursor.offset % made.alignment)):
         raise Refused("something stands before the body where zeros belong")
     reader = _open(cursor.rest(), made)
-    for group, own in zip(made.groups, sides, strict=True):
-        yield from _read_group(group, own, reader, made)
+    for batch in made.batches:
+        arrays = _read_batch(batch, sides, reader.take(batch.body_bytes), made.chain)
+        for group, values in zip(batch.groups, arrays, strict=True):
+            start = 0
+            for name, end in zip(group.names, group.ends, strict=True):
+                yield name, values[start:end].reshape(made.layout[name].shape)
+                start = end
     reader.finish()
 
 
-def _side_lengths(cursor: Cursor, group: Group, chain: Chain) -> list[int]:
+def _side_lengths(cursor: Cursor, group: Group, chain: Chain) -> Sequence[int]:
+    if not (group.is_coded and chain.side_varies):
+        return group.sides
     lengths = []
-    for codec, most in zip(chain.arrays if group.is_coded else (), group.sides, strict=True):
+    for codec, most in zip(chain.arrays, group.sides, strict=True):
         length = cursor.varint() if codec.side_varies else most
         if length > most:
             raise Refused(f"{shown(group.names[0])} in {codec.name} with {length} bytes beside, at most {most}")
@@ -234,17 +247,24 @@ def _open(body: Bytes, made: Plan) -> Reader:
     return made.chain.packers[0].reader(body, made.body_bytes)
 
 
-def _read_group(group: Group, sides: Sequence[Bytes], reader: Reader, made: Plan) -> Iterator[tuple[str, NDArray[Any]]]:
-    values = _from_bytes(reader.take(group.rest.size_bytes), group.rest)
-    if group.is_coded:
-        values = made.chain.decode(sides, values, group.flat)
-    offset = 0
-    for name in group.names:
-        spec = made.layout[name]
-        part = values[offset : offset + spec.size]
-        offset += spec.size
-        _check_values(name, spec, part)
-        yield name, part.reshape(spec.shape)
+def _read_batch(batch: Batch, sides: Iterator[list[memoryview]], body: memoryview, chain: Chain) -> list[NDArray[Any]]:
+    """Return the values of each group, checked."""
+    arrays, start = [], 0
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is refused below
+        for group, own in zip(batch.groups, sides, strict=False):
+            end = start + group.rest.size_bytes
+            values = _from_bytes(body[start:end], group.rest)
+            arrays.append(chain.decode(own, values, group.flats) if group.is_coded else values)
+            start = end
+    for dtype in {group.flat.dtype for group in batch.groups}:
+        alike = [place for place, group in enumerate(batch.groups) if group.flat.dtype == dtype]
+        groups, found = [batch.groups[place] for place in alike], [arrays[place] for place in alike]
+        values = found[0] if len(found) == 1 else np.concatenate(found)
+        if dtype.kind == "f":
+            _check_finite(groups, values)
+        elif dtype.kind == "b" and values.size and values.view("u1").max() > 1:
+            raise Refused(f"{shown(_first(groups, values.view('u1') > 1))} holds a boolean that is neither 0 nor 1")
+    return arrays
 
 
 def _from_bytes(data: memoryview, flat: Flat) -> NDArray[Any]:
@@ -254,8 +274,20 @@ def _from_bytes(data: memoryview, flat: Flat) -> NDArray[Any]:
     return little.astype(flat.dtype, copy=False)
 
 
-def _check_values(name: str, spec: TensorSpec, values: NDArray[Any]) -> None:
-    if spec.is_float:
-        check_finite(name, values)
-    elif spec.dtype.kind == "b" and values.size and values.view("u1").max() > 1:
-        raise Refused(f"{shown(name)} holds a boolean that is neither 0 nor 1")
+def _check_finite(groups: Sequence[Group], values: NDArray[Any]) -> None:
+    """Check the values of groups of floats, one behind another; `Refused` names the first tensor that is none."""
+    try:
+        check_finite("", values)
+    except Refused:
+        check_finite(_first(groups, ~np.isfinite(values)), values)
+
+
+def _first(groups: Sequence[Group], is_wrong: NDArray[np.bool_]) -> str:
+    """Return the name of the first tensor in which something is wrong."""
+    at = int(np.argmax(is_wrong))
+    for group in groups:
+        for name, end in zip(group.names, group.ends, strict=True):
+            if at < end:
+                return name
+        at -= group.ends[-1]
+    raise AssertionError("nothing is wrong")

@@ -47,6 +47,9 @@ def run_of(path: Path, parent: str) -> str | None:
 def save(path: Path, residual: Weights | None, run: str, parent: str) -> None:
     """Write a residual; None deletes what is there.
 
+    It is not forced to the disk: after a power cut one round's residual may be gone, which is a coding error that
+    nothing makes up for, while a wait for the disk in every round would cost more than the coding.
+
     Raises:
         HflError: the disk is full, the directory missing or not ours.
     """
@@ -55,7 +58,7 @@ def save(path: Path, residual: Weights | None, run: str, parent: str) -> None:
         return
     from hfl_mqtt.learning import store
 
-    store.write_tensors(path, residual, {"run": run, "parent": parent})
+    store.write_tensors(path, residual, {"run": run, "parent": parent}, is_forced=False)
 
 
 def pending(path: Path) -> Path:

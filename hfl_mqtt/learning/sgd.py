@@ -62,7 +62,10 @@ def batches(
 
 def seed_all(seed: int) -> None:
     """Seed torch, numpy and random, for dropout, initial weights and whatever a user's code draws from."""
-    torch.manual_seed(seed)
+    # As torch.manual_seed, but for a stack trace that it takes for each accelerator that is not there: a millisecond.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

@@ -46,15 +46,15 @@ def save(path: Path, weights: Weights, tags: Tags) -> None:
     write_tensors(path, weights, metadata)
 
 
-def write_tensors(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
-    """Write a safetensors file; after any crash it is the old one or the new one.
+def write_tensors(path: Path, weights: Weights, metadata: dict[str, str], *, is_forced: bool = True) -> None:
+    """Write a safetensors file, see `files.replace`.
 
     Raises:
         HflError: as `save`.
     """
     # Safetensors writes the memory as it lies, whatever the strides.
     tensors = {name: np.asarray(values, order="C") for name, values in weights.items()}
-    files.replace(path, lambda temporary: _write(temporary, tensors, metadata))
+    files.replace(path, lambda temporary: _write(temporary, tensors, metadata), is_forced=is_forced)
 
 
 def load(path: Path) -> tuple[Weights, Tags]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hfl_mqtt.errors import ConfigError, Misuse, Refused
 from hfl_mqtt.learning.contracts import Weights
-from hfl_mqtt.learning.exact import BLOCK, Block, Scratch, blocks_of
+from hfl_mqtt.learning.exact import BLOCK, Block, places_of
 from hfl_mqtt.learning.weights import Layout, TensorSpec, delta_layout, shown
 
 #: Gives the tensors of one update as (name, values), from the start and the same each time it is called.
@@ -70,7 +70,8 @@ class FixedPointSum:
     Each block of up to `BLOCK` elements of a float16 or float32 tensor is rounded to a power of two: the largest
     weight x |delta| in the block of this very update, 2^-22 of it to 2^-21, but no finer than 2^-32. An element is off
     by less than that once weighted, so less than 2^-21 of its block's largest delta; weights above 2^24 are themselves
-    rounded to float32. float64 is rounded to multiples of 2^-32; integers are exact.
+    rounded to float32. float64, and tensors so small that they share a block, are rounded to multiples of 2^-32;
+    integers are exact.
 
     Deltas are checked as far as it can be done without the model: finite, and integers no further apart than two values
     of the model's dtype can be. Whether model + step stays in range is for whoever holds the model.
@@ -87,8 +88,7 @@ class FixedPointSum:
     def __init__(self, layout: Layout) -> None:
         self._layout = delta_layout(layout)
         self._weight = 0
-        scratch = Scratch(min(BLOCK, max((spec.size for spec in layout.values()), default=0)))
-        self._blocks = {name: blocks_of(name, spec, scratch) for name, spec in layout.items()}
+        self._places = places_of(layout)
 
     @property
     def weight(self) -> int:
@@ -123,25 +123,40 @@ class FixedPointSum:
         """
         if not self._weight:
             raise Misuse("there is no mean of no updates: look at `weight` first")
-        for name, spec in self._layout.items():
-            result = np.empty(spec.size, dtype=spec.dtype)
-            for at, block in zip(range(0, spec.size, BLOCK), self._blocks[name], strict=True):
-                block.mean(self._weight, result[at : at + BLOCK])
-            yield name, result.reshape(spec.shape)
+        for name, place in self._places.items():
+            result = np.empty(place.size, dtype=place.dtype)
+            for at, block in zip(range(0, place.size, BLOCK), place.blocks, strict=True):
+                block.mean(self._weight, result[at : at + BLOCK], place.start)
+            yield name, result.reshape(self._layout[name].shape)
 
     def _parts(self, tensors: Tensors) -> Iterator[tuple[Block, NDArray[Any]]]:
-        """Give the blocks of an update beside those of the sum, and check that every tensor comes once and fits."""
-        left = dict(self._layout)
+        """Give the blocks of an update beside those of the sum, and check that every tensor comes once and fits.
+
+        A block that tensors share is given when the last of them is there.
+        """
+        left = self._places.copy()
+        gathered: dict[Block, NDArray[Any]] = {}
+        missing: dict[Block, int] = {}
         for name, values in tensors():
-            if name not in left:
-                raise Refused(f"{shown(name)} {'comes twice' if name in self._layout else 'is not in the model'}")
-            expected = left.pop(name)
-            if values.dtype != expected.dtype or values.size != expected.size:
+            place = left.pop(name, None)
+            if place is None:
+                raise Refused(f"{shown(name)} {'comes twice' if name in self._places else 'is not in the model'}")
+            if values.dtype != place.dtype or values.size != place.size:
                 found = TensorSpec(dtype=values.dtype, shape=values.shape)
-                raise Refused(f"{shown(name)} is {found}, expected {expected}")
+                raise Refused(f"{shown(name)} is {found}, expected {self._layout[name]}")
             flat = values.reshape(-1)
-            for at, block in zip(range(0, flat.size, BLOCK), self._blocks[name], strict=True):
-                yield block, flat[at : at + BLOCK]
+            if not place.is_shared:
+                for at, block in zip(range(0, place.size, BLOCK), place.blocks, strict=True):
+                    yield block, flat[at : at + BLOCK]
+                continue
+            block = place.blocks[0]
+            if block not in gathered:
+                gathered[block] = np.empty(block.cells.size, dtype=place.dtype)
+                missing[block] = len(block.names)
+            gathered[block][place.start : place.start + place.size] = flat
+            missing[block] -= 1
+            if not missing[block]:
+                yield block, gathered.pop(block)
         if left:
             raise Refused(f"{shown(next(iter(left)))} is missing")
 

@@ -42,6 +42,18 @@ def stop(children: list[subprocess.Popen[bytes]], deadline_s: float) -> None:
             child.wait()
 
 
+def end_of(status: int) -> str:
+    """Say how a program ended: one that a signal killed may have had no time to say why.
+
+    >>> end_of(5), end_of(-9)
+    ('ended with status 5', 'was killed by SIGKILL')
+    """
+    if status >= 0:
+        return f"ended with status {status}"
+    known = {each.value: each.name for each in signal.Signals}
+    return f"was killed by {known.get(-status, f'signal {-status}')}"
+
+
 def log_tail(log_path: Path) -> str:
     """Return the last lines of a log, indented, for the end of an error."""
     lines = log_path.read_text(errors="replace").splitlines()[-LOG_LINES:] if log_path.exists() else []

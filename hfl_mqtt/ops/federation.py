@@ -72,13 +72,14 @@ class LocalFederation:
     Args:
         plan: what to run.
         directory: where everything is written: configurations, secrets, logs, journals, the model.
+        is_relayed: whether bridges run through relays, which count and may cut; else straight to the cloud's broker.
         is_metered: whether devices, edges and cloud reach their own brokers through counting relays, too.
     """
 
-    def __init__(self, plan: RunPlan, directory: Path, *, is_metered: bool = False) -> None:
+    def __init__(self, plan: RunPlan, directory: Path, *, is_relayed: bool = True, is_metered: bool = False) -> None:
         self.plan = plan
         self.directory = directory
-        self._is_metered = is_metered
+        self._is_relayed, self._is_metered = is_relayed, is_metered
         #: By farm: between its devices and its broker. By node: between an edge or the cloud and its own broker.
         self.lan_relays: dict[str, Relay] = {}
         self.local_relays: dict[str, Relay] = {}
@@ -94,7 +95,7 @@ class LocalFederation:
         """Write the configuration of the cloud's broker and of every farm's, bridged through relays."""
         farms = self.plan.farms
         # The relays hold their ports first, so none of them takes one that was found free for a broker.
-        for farm in farms:
+        for farm in farms if self._is_relayed else ():
             self.relays[farm.name] = Relay(HOST, HOST, target_port=0)
         ports = free_ports(1 + len(farms), HOST)
         for relay in self.relays.values():
@@ -109,7 +110,7 @@ class LocalFederation:
                     name=farm.name,
                     port=port,
                     bind=HOST,
-                    uplink=f"{HOST}:{self.relays[farm.name].port}",
+                    uplink=f"{HOST}:{self.relays[farm.name].port if self._is_relayed else ports[0]}",
                     devices=tuple(device.name for device in farm.devices),
                 )
                 for farm, port in zip(farms, ports[1:], strict=True)
@@ -247,11 +248,11 @@ class LocalFederation:
         """Return the cloud's exit status once it has ended well.
 
         Raises:
-            HflError: it has failed; the message has the end of its log.
+            HflError: it has failed; the message says how it ended, and has the end of its log.
         """
         status = self.processes["cloud"].poll()
         if status:
-            raise HflError(f"the cloud failed{children.log_tail(self.log_path('cloud'))}")
+            raise HflError(f"the cloud {children.end_of(status)}{children.log_tail(self.log_path('cloud'))}")
         return status
 
     def _port(self, role: str, broker: str) -> int:

@@ -13,11 +13,12 @@ import hashlib
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
 from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol.messages import MAX_BLOB, PART_SIZE, Buffer, KeyPart, ModelPart, UpdatePart
+from hfl_mqtt.protocol.messages import MAX_BLOB, PART_SIZE, Buffer, KeyPart, ModelPart, Piece, UpdatePart
 
 #: Parts under way at a time; the receiver tops up when half of them have arrived.
 WINDOW = 4
@@ -115,6 +116,13 @@ class Cut:
         if isinstance(held, bytes | bytearray | memoryview):
             return bytes(memoryview(held)[index * length : (index + 1) * length])
         return held.read(index * length, min(length, self.size - index * length))
+
+    def piece(self, index: int) -> bytes | Piece:
+        """Return one part of many to be read when it is sent; the only one as it is."""
+        if self.count == 1:
+            return self.part(0)
+        length = part_length(self.size, self.count)
+        return Piece(min(length, self.size - index * length), partial(self.part, index))
 
 
 @dataclass(slots=True)
@@ -240,7 +248,7 @@ class Reassembler:
             incoming.heard(now, self._stall_s)
             return Progress(ask=self._ask(incoming, now) if was_quiet else (), is_new=False)
         incoming.heard(now, self._stall_s)
-        incoming.whole[part.index * length : part.index * length + expected] = part.data
+        incoming.whole[part.index * length : part.index * length + expected] = bytes(part.data)
         incoming.have.add(part.index)
         incoming.asked.discard(part.index)
         incoming.last_progress_s = now
@@ -258,6 +266,11 @@ class Reassembler:
         """Forget a blob, or all blobs of a sender."""
         for key in [key for key in self._open if key[0] == sender and blob in (None, key[1])]:
             self._promised -= self._open.pop(key).size
+
+    @property
+    def senders(self) -> set[str]:
+        """Who has a blob open."""
+        return {sender for sender, _ in self._open}
 
     def is_open(self, sender: str, blob: str) -> bool:
         """Whether a part of this blob has come and others have not."""

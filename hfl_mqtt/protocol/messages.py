@@ -7,7 +7,7 @@ Durations are seconds; a deadline always travels as a duration, for boards witho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from enum import Enum
 from math import fsum
@@ -30,6 +30,8 @@ MAX_FRAMES = 4096
 AUTO = "auto"
 #: Bytes of an update that are sent unasked, unless the call says less.
 UNASKED = 4 * PART_SIZE
+#: How often a node says that it is `Moving`, in seconds, and only of what takes longer than that.
+MOVING_EVERY_S = 10.0
 #: Most samples behind one update.
 MAX_WEIGHT = 2**40
 #: Most that a metric adds up to; a million of them are still a float.
@@ -61,6 +63,36 @@ def _check_blob(value: object) -> Buffer:
 #: Bytes in whatever holds them: a hundred megabytes are not copied to be looked at.
 Buffer = bytes | bytearray | memoryview
 Blob = Annotated[Any, AfterValidator(_check_blob)]
+
+
+class Piece:
+    """Bytes of a part that are read each time they are asked for: a hundred megabytes in line to be sent lie elsewhere.
+
+    Args:
+        size: how many there are.
+        read: gives them.
+    """
+
+    __slots__ = ("_read", "_size")
+
+    def __init__(self, size: int, read: Callable[[], bytes]) -> None:
+        self._size, self._read = size, read
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return self._read()
+
+
+def _check_part(value: object) -> bytes | Piece:
+    if not isinstance(value, bytes | Piece) or not 0 < len(value) <= PART_SIZE:
+        raise ValueError(f"1 to {PART_SIZE} bytes")
+    return value
+
+
+#: What is heard are bytes; what is sent may be a `Piece`.
+PartData = Annotated[Any, AfterValidator(_check_part)]
 
 _CONFIG = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -290,6 +322,17 @@ class Decline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Moving:
+    """Parts of a model or an update keep coming at this node or below it: it is slow, and must not be given up.
+
+    It names no round, for a model may be on its way before the call is.
+    """
+
+    channel: ClassVar[Channel] = Channel.TELE
+    name: ClassVar[str] = "moving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class UpdatePart:
     """One part of an update on its way up. `size` and `blob` are of the whole."""
 
@@ -301,7 +344,7 @@ class UpdatePart:
     index: Annotated[int, Field(ge=0, lt=MAX_PARTS)]
     count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
     size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
-    data: Annotated[bytes, Field(min_length=1, max_length=PART_SIZE)]
+    data: PartData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -316,7 +359,7 @@ class ModelPart:
     index: Annotated[int, Field(ge=0, lt=MAX_PARTS)]
     count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
     size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
-    data: Annotated[bytes, Field(min_length=1, max_length=PART_SIZE)]
+    data: PartData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -329,7 +372,7 @@ class KeyPart:
     index: Annotated[int, Field(ge=0, lt=MAX_PARTS)]
     count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
     size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
-    data: Annotated[bytes, Field(min_length=1, max_length=PART_SIZE)]
+    data: PartData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -413,6 +456,7 @@ Message = (
     | WantModel
     | Announce
     | Decline
+    | Moving
     | UpdatePart
     | ModelPart
     | KeyPart

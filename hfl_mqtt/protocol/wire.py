@@ -27,6 +27,8 @@ from hfl_mqtt.protocol.messages import (
     Message,
     Metrics,
     ModelPart,
+    Moving,
+    Piece,
     Receipt,
     RoundCall,
     State,
@@ -50,7 +52,7 @@ MAX_TEXT = 1024
 
 _JSON_TYPES: dict[tuple[Channel, str], type[Any]] = {
     (kind.channel, kind.name): kind
-    for kind in (State, Info, Metrics, RoundCall, Receipt, Want, WantModel, Announce, Decline)
+    for kind in (State, Info, Metrics, RoundCall, Receipt, Want, WantModel, Announce, Decline, Moving)
 }
 #: Their channel says what they are; a blob, which has no topic, says it itself.
 _BINARY_TYPES: dict[Channel, type[Any]] = {
@@ -64,17 +66,29 @@ _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {
 }
 #: Fields that are 32 bytes in binary envelopes and 64 hexadecimal digits everywhere else.
 _DIGESTS = frozenset({"blob", "base", "digest"})
+#: What stands before bytes in msgpack: a code, and their number in so many bytes.
+_BIN_HEADS = ((0xC4, 1), (0xC5, 2), (0xC6, 4))
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """A payload on a topic, as a link carries it."""
+    """A payload on a topic, as a link carries it. Of a large part only the head waits in line; `tail` is the rest."""
 
     topic: str
     payload: bytes = dataclasses.field(repr=False)
     retain: bool = False
     qos: int = 1
+    tail: Piece | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payload, tail included."""
+        return len(self.payload) + (len(self.tail) if self.tail is not None else 0)
+
+    def whole(self) -> Frame:
+        """Return it with the tail read into the payload."""
+        return self if self.tail is None else replace(self, payload=self.payload + bytes(self.tail), tail=None)
 
 
 def encode(message: Message, federation: str, path: str) -> Frame:
@@ -86,16 +100,17 @@ def encode(message: Message, federation: str, path: str) -> Frame:
         path: the node it stands on: the speaker's own, or for `Receipt` and `Want` the addressed child's.
     """
     channel = message.channel
-    if isinstance(message, UpdatePart):
-        name, payload = str(message.index % 4), _pack(message)  # a few shards
-    elif isinstance(message, KeyPart):
-        name, payload = str(message.index), _pack(message)
-    elif isinstance(message, ModelPart):
-        name, payload = slot(message.frame, message.index), _pack(message)
+    tail = None
+    if isinstance(message, UpdatePart | KeyPart | ModelPart):
+        payload, tail = _pack_part(message)
+        if isinstance(message, ModelPart):
+            name = slot(message.frame, message.index)
+        else:
+            name = str(message.index % 4 if isinstance(message, UpdatePart) else message.index)  # a few shards
     else:
-        name = message.name
-        payload = _json(message)
-    return Frame(topic=str(Topic(federation, path, channel, name)), payload=payload, retain=channel.is_retained)
+        name, payload = message.name, _json(message)
+    topic = str(Topic(federation, path, channel, name))
+    return Frame(topic=topic, payload=payload, retain=channel.is_retained, tail=tail)
 
 
 def decode(frame: Frame) -> tuple[Message, Topic]:
@@ -195,6 +210,17 @@ def _pack(value: Any) -> bytes:
     if type(value) in _BLOB_TYPES:
         fields = {"type": type(value).__name__, **fields}
     return msgpack.packb({"v": PROTOCOL, **fields}, use_bin_type=True)  # type: ignore[no-any-return]
+
+
+def _pack_part(part: UpdatePart | KeyPart | ModelPart) -> tuple[bytes, Piece | None]:
+    """Return a part's envelope with all that it holds, or up to the bytes of a `Piece`, which stand last in it."""
+    piece = part.data
+    if not isinstance(piece, Piece):
+        return _pack(part), None
+    empty = _pack(replace(part, data=b"\0"))
+    size = len(piece)
+    code, width = next((code, width) for code, width in _BIN_HEADS if size < 256**width)
+    return empty[:-3] + bytes([code]) + size.to_bytes(width, "big"), piece
 
 
 def _unpack(payload: bytes, kind: type[T], limit: int) -> T:

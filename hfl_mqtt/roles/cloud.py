@@ -32,8 +32,8 @@ from hfl_mqtt.rounds.stopping import Stop
 class Result:
     """What a run gave. `history[v]` holds the scores of version v by metric; version 0 is the initial model.
 
-    `moved` are the bytes up and down on all links below each child of the cloud, its own included; `stopped` says why the
-    run ended before its last round, None where it did not.
+    `moved` are the bytes up and down on all links below each child of the cloud, its own included; `stopped` says why
+    the run ended before its last round, None where it did not.
     """
 
     run: str

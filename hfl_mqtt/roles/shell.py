@@ -179,7 +179,7 @@ class Shell:
                         self.last_metrics = message.values
                         message = Metrics(values={**message.values, **self._world.vitals(node)})
                     frame = encode(message, self._federation, action.to or node.path)
-                    self._count_sent(len(frame.payload), message.channel, is_below=action.to is not None)
+                    self._count_sent(frame.size, message.channel, is_below=action.to is not None)
                     self.link.publish(frame)
                 case ClearSlots():
                     for topic in self._slots(node.path, action):

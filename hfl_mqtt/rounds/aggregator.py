@@ -17,10 +17,12 @@ from hfl_mqtt.protocol.messages import (
     AUTO,
     MAX_TALLIES,
     MAX_WEIGHT,
+    MOVING_EVERY_S,
     UNASKED,
     Announce,
     Decline,
     Kind,
+    Moving,
     Phase,
     Plan,
     Receipt,
@@ -47,12 +49,13 @@ from hfl_mqtt.rounds.policy import Waiting, quorum_of
 MAX_UNDER_WAY = 64 * 2**20
 REMIND_S = 10.0
 MAX_REMIND_S = 60.0
-#: While parts of an update keep arriving, a deadline moves on by this much; 256 KiB in this time are 70 kbit/s.
+#: While parts of an update keep arriving, a deadline moves on by this much; 256 KiB in this time are 70 kbit/s. For as
+#: long a child is believed that says that parts keep coming at it.
 PROGRESS_S = 30.0
 
 
 #: What an aggregator hears of its children.
-FromChild = State | Decline | UpdatePart | WantModel | Announce
+FromChild = State | Decline | UpdatePart | WantModel | Announce | Moving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +117,12 @@ class _Round:
     asked: set[str]
     next_remind_s: float
     remind_wait_s: float = REMIND_S
+    #: When children last said that parts keep coming at them.
+    moving_s: dict[str, float] = field(default_factory=dict)
     accepted: dict[str, int] = field(default_factory=dict)
     declined: dict[str, str] = field(default_factory=dict)
+    #: Who was told to wait for a slot; so it is not slow.
+    stood_in_line: set[str] = field(default_factory=set)
     refused_blobs: dict[str, str] = field(default_factory=dict)
     tallies: dict[str, list[Tally]] = field(default_factory=dict)
     moved: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -187,6 +194,15 @@ class Aggregator:
         """How many bytes of the updates that are under way have come, and all of theirs; None where none is."""
         return self._updates.progress()
 
+    def moving_since(self, now: float) -> float | None:
+        """Return since when parts keep coming from the children, or at one that is waited for; None where none do."""
+        ongoing = self._round
+        if ongoing is None:
+            return None
+        if self._is_moving_at_one(ongoing, now):
+            return now - MOVING_EVERY_S  # at the least, else it would not have said so
+        return now if self._updates.is_arriving(now, PROGRESS_S) else None
+
     def take_outcome(self) -> Outcome | None:
         """Return the outcome of the round that just ended, once."""
         outcome, self.outcome = self.outcome, None
@@ -227,6 +243,8 @@ class Aggregator:
             # A round that came to nothing, called once more: whoever was accepted then is asked for another update.
             attempt=last.attempt + 1 if last is not None and is_anew else 0,
         )
+        # Whoever was accepted then, and did not hear of its close, would take it for the round that it has done.
+        told = self._tell_close() if is_anew else []
         self._updates = Reassembler(max_blob=limit, max_total=room)
         self._waiting.clear()
         self._round = _Round(
@@ -238,7 +256,7 @@ class Aggregator:
         )
         self._last_call, self._is_close_told = call, True
         opened = note("opened", run=run, round=round_text(round_id), kind=plan.kind.value, asked=len(asked))
-        return [Send(message=call), opened]
+        return [*told, Send(message=call), opened]
 
     def cancel(self, why: str) -> list[Action]:
         """Close an open round without a result."""
@@ -275,6 +293,10 @@ class Aggregator:
             return self._hear_want(message, sender, now)
         if isinstance(message, Announce):
             return self._hear_announce(message, sender, now)
+        if isinstance(message, Moving):
+            if self._round is not None and sender in self._round.asked:
+                self._round.moving_s[sender] = now
+            return []
         return self._hear_part(message, sender, now)
 
     def _hear_state(self, state: State, sender: str, now: float) -> list[Action]:
@@ -335,8 +357,16 @@ class Aggregator:
         if self._updates.is_open(sender, announced.blob):
             missing = self._updates.missing(sender, announced.blob)[:WINDOW]
             return [Send(message=Want(blob=announced.blob, parts=missing), to=sender)]
+        return self._stand_in_line(announced, sender, now)
+
+    def _stand_in_line(self, announced: Announce, sender: str, now: float) -> list[Action]:
+        ongoing = self._round
+        assert ongoing is not None
         self._waiting[sender] = announced
-        return self._grant(now)
+        actions = self._grant(now)
+        if sender in self._waiting:
+            ongoing.stood_in_line.add(sender)
+        return actions
 
     def _grant(self, now: float) -> list[Action]:
         """Give the slots that are free to those who wait, in turn."""
@@ -346,7 +376,9 @@ class Aggregator:
             try:
                 parts = self._updates.reserve(sender, announced.blob, announced.size, announced.count, now)
             except Full:
-                break
+                if not self._take_slots_back():
+                    break
+                continue
             except Malformed as error:
                 del self._waiting[sender]
                 actions += self._refuse(announced, sender, str(error), now)
@@ -354,6 +386,13 @@ class Aggregator:
             del self._waiting[sender]
             actions.append(Send(message=Want(blob=announced.blob, parts=parts), to=sender))
         return actions
+
+    def _take_slots_back(self) -> bool:
+        """Take the slots of children that are gone; returns whether there were any."""
+        gone = [sender for sender in self._updates.senders if not self._members[sender].is_present]
+        for sender in gone:
+            self._updates.drop(sender)
+        return bool(gone)
 
     def _why_not(self, said: UpdatePart | Announce, sender: str) -> str | None:
         """Return why an update cannot count in this round, whatever it holds."""
@@ -380,10 +419,16 @@ class Aggregator:
         self._members.setdefault(sender, _Member(0, True))
         try:
             progress = self._updates.add(sender, part, now)
-        except Full as error:  # it will probe again
-            return [self._note("no_room", sender=sender, reason=str(error))]
+        except Full as error:  # it stands in line as if it had announced itself
+            base = part.base[:16]
+            announced = Announce(
+                run=part.run, round=part.round, base=base, blob=part.blob, size=part.size, count=part.count
+            )
+            no_room = self._note("no_room", sender=sender, reason=str(error))
+            return [no_room, *self._stand_in_line(announced, sender, now)]
         except Malformed as error:
             return self._refuse(part, sender, str(error), now)
+        self._waiting.pop(sender, None)
         if progress.ask:
             return [Send(message=Want(blob=part.blob, parts=progress.ask), to=sender)]
         if progress.blob is None:
@@ -481,9 +526,16 @@ class Aggregator:
 
     def _time_is_up(self, ongoing: _Round, now: float) -> list[Action]:
         if ongoing.has_quorum:
+            is_held_up = not ongoing.stood_in_line.isdisjoint(self._awaited(ongoing))
+            if is_held_up and self._updates.is_arriving(now, PROGRESS_S):
+                ongoing.waiting.more_grace(now)
+                return []
             return self._close(now)
         if self._updates.is_arriving(now, PROGRESS_S):
             ongoing.waiting.extend(now, by_s=PROGRESS_S)
+            return []
+        if self._is_moving_at_one(ongoing, now):  # whose model comes late has as long to work on it as the others had
+            ongoing.waiting.extend(now, by_s=max(PROGRESS_S, ongoing.call.open_for_s))
             return []
         if ongoing.waiting.extend(now):
             missed = self._note(
@@ -506,6 +558,11 @@ class Aggregator:
     def _awaited(self, ongoing: _Round) -> set[str]:
         present = {name for name in ongoing.asked if self._members[name].is_present}
         return present - ongoing.accepted.keys() - ongoing.declined.keys()
+
+    def _is_moving_at_one(self, ongoing: _Round, now: float) -> bool:
+        """Whether a child that is waited for said a moment ago that parts keep coming at it."""
+        recent = {name for name, at_s in ongoing.moving_s.items() if now - at_s <= PROGRESS_S}
+        return not recent.isdisjoint(self._awaited(ongoing))
 
     def _is_answered(self, ongoing: _Round) -> bool:
         """Whether everybody who was asked has answered or left on purpose, so that waiting brings nothing."""

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from hfl_mqtt.protocol.messages import (
-    Info,
-    KeyPart,
-    ModelPart,
-    Receipt,
-    RoundCall,
-    Want,
-)
+from hfl_mqtt.protocol.messages import Info, Receipt
 from hfl_mqtt.rounds.actions import (
     Action,
     Connected,
@@ -21,8 +14,8 @@ from hfl_mqtt.rounds.actions import (
     WorkFailed,
     note,
 )
-from hfl_mqtt.rounds.node import MAX_MODEL, Node, Pace, metrics_of, progress_of
-from hfl_mqtt.rounds.participant import Participant
+from hfl_mqtt.rounds.node import MAX_MODEL, Node, Pace, choices_of, metrics_of, progress_of
+from hfl_mqtt.rounds.participant import FromParent, Participant
 
 
 class ClientNode(Node):
@@ -48,7 +41,7 @@ class ClientNode(Node):
         def progress() -> dict[str, float]:
             return progress_of("receiving", participant.received) or progress_of("sending", participant.sent)
 
-        return self._pace.watch(participant.is_moving, progress, now)
+        return self._pace.watch(participant.is_moving, progress, now) + participant.watch(now)
 
     def _take(self, event: Event, now: float) -> list[Action]:
         if isinstance(event, Connected):
@@ -58,15 +51,14 @@ class ClientNode(Node):
             actions = self.participant.worked(event.work_id, event.result, now)
             if actions and call is not None:
                 result = event.result
-                self._metrics = metrics_of(call.round, result.tallies, result.weight, result.seconds)
+                into = choices_of(up=self.participant.choice)
+                self._metrics = metrics_of(call.round, result.tallies, result.weight, result.seconds, into)
             return actions
         if isinstance(event, WorkFailed):
             return self.participant.failed(event.work_id, event.reason)
         if isinstance(event, Received):
             message = event.message
-            if event.sender == self.participant.parent and isinstance(
-                message, RoundCall | ModelPart | KeyPart | Receipt | Want
-            ):
+            if event.sender == self.participant.parent and isinstance(message, FromParent):
                 actions = self.participant.hear(message, now)
                 if isinstance(message, Receipt) and self._metrics is not None:
                     actions += self._pace.say(self._metrics, now)  # with all that the round cost

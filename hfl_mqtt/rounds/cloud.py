@@ -37,7 +37,7 @@ from hfl_mqtt.rounds.actions import (
 from hfl_mqtt.rounds.aggregator import Aggregator, FromChild, Outcome
 from hfl_mqtt.rounds.arithmetic import Arithmetic
 from hfl_mqtt.rounds.chain import Chain
-from hfl_mqtt.rounds.node import Node, metrics_of
+from hfl_mqtt.rounds.node import Node, choices_of, metrics_of
 from hfl_mqtt.rounds.stopping import Stop
 
 #: Versions that may wait to be scored; each holds a whole model.
@@ -226,7 +226,8 @@ class CloudNode(Node):
         self.history[self.version].update(scores)
         if scores:
             actions.append(Note(event="scored", fields={**scores, "version": self.version}))
-        into = {"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent}
+        into: dict[str, int | str] = {"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent}
+        into |= choices_of(down=self.aggregator.downlink.choice)
         if outcome.kind is Kind.EVALUATE:
             self._scores_due_s = now + self._schedule.wait_at_most_s
             return [*actions, *self._publish(outcome, into), *self._finish_if_scored()]
@@ -302,7 +303,7 @@ class CloudNode(Node):
             scored.append(Send(message=Metrics(values=dict(self._values))))
         return [*scored, *self._finish_if_scored()]
 
-    def _publish(self, outcome: Outcome, into: dict[str, int]) -> list[Action]:
+    def _publish(self, outcome: Outcome, into: dict[str, int | str]) -> list[Action]:
         """Publish a round's figures; the cloud's own scores stand beside them as they come."""
         metrics = metrics_of(outcome.round, outcome.tallies, sum(outcome.accepted.values()), outcome.seconds, into=into)
         assert isinstance(metrics.message, Metrics)

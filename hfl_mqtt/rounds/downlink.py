@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfl_mqtt.protocol.blobs import Cut, Keep, in_memory
-from hfl_mqtt.protocol.messages import AUTO, Keyframe, Tier, WantModel
+from hfl_mqtt.protocol.messages import AUTO, MAX_BLOB, Keyframe, Tier, WantModel
 from hfl_mqtt.rounds import ladder
 from hfl_mqtt.rounds.actions import Action, Note, note
 from hfl_mqtt.rounds.arithmetic import Arithmetic
@@ -98,7 +98,8 @@ class Downlink:
         offer, arithmetic = self._offer, self._arithmetic
         assert offer is not None
         chain = offer.chain
-        if not offer.is_long(chain.keyframe.size):
+        # The start and what came since stand in one blob; a model of half its size keeps its long chain.
+        if not offer.is_long(chain.keyframe.size) or 2 * chain.keyframe.size > MAX_BLOB:
             return []
         keyframe = arithmetic.shorten(chain.model)
         return [

@@ -8,17 +8,13 @@ from typing import Any
 from hfl_mqtt.errors import ConfigError, Misuse, Refused
 from hfl_mqtt.protocol.blobs import Keep, in_memory
 from hfl_mqtt.protocol.messages import (
+    AUTO,
     MAX_TALLIES,
     MAX_WEIGHT,
     Info,
-    KeyPart,
     Kind,
-    ModelPart,
-    Receipt,
-    RoundCall,
     Tally,
     Tier,
-    Want,
 )
 from hfl_mqtt.protocol.topics import MAX_DEPTH
 from hfl_mqtt.rounds import cohort
@@ -38,8 +34,14 @@ from hfl_mqtt.rounds.actions import (
 )
 from hfl_mqtt.rounds.aggregator import Aggregator, FromChild, Outcome, codecs_of
 from hfl_mqtt.rounds.arithmetic import Arithmetic
-from hfl_mqtt.rounds.node import MAX_MODEL, Node, Pace, metrics_of, progress_of
-from hfl_mqtt.rounds.participant import Participant
+from hfl_mqtt.rounds.node import MAX_MODEL, Node, Pace, choices_of, metrics_of, progress_of
+from hfl_mqtt.rounds.participant import FromParent, Participant
+
+#: Rounds that score a model are few, and a score that is off by what coding left out is none.
+FINE = "int8 | zstd"
+
+#: Why an edge fetches a model that it has: what it knows of it are deltas, and only a whole chain can be passed on.
+OUT_OF_RANGE = "the way from the children's model to the parent's has left the range of its numbers: they begin anew"
 
 
 @dataclass(slots=True)
@@ -99,6 +101,7 @@ class EdgeNode(Node):
         self._pace = Pace()
         self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model, keep=keep)
         self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot, keep=keep)
+        self.participant.moving_below_since = self.aggregator.moving_since
 
     def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
         """Begin; an edge waits to be connected."""
@@ -115,7 +118,8 @@ class EdgeNode(Node):
             coming = participant.received or aggregator.received
             return progress_of("receiving", coming) or progress_of("sending", participant.sent)
 
-        return self._pace.watch(participant.is_moving or aggregator.is_receiving, progress, now)
+        told = self._pace.watch(participant.is_moving or aggregator.is_receiving, progress, now)
+        return told + participant.watch(now)
 
     def _hear(self, event: Event, now: float) -> list[Action]:
         if isinstance(event, Connected):
@@ -123,9 +127,7 @@ class EdgeNode(Node):
             return self._pass(actions, now) + self.aggregator.connected(session_present=event.session_present)
         if isinstance(event, Received):
             message, sender = event.message, event.sender
-            if sender == self.participant.parent and isinstance(
-                message, RoundCall | ModelPart | KeyPart | Receipt | Want
-            ):
+            if sender == self.participant.parent and isinstance(message, FromParent):
                 return self._pass(self.participant.hear(message, now), now)
             if isinstance(message, FromChild):
                 return self._settle(self.aggregator.hear(message, sender, now), now)
@@ -170,23 +172,33 @@ class EdgeNode(Node):
 
     def _begin(self, work: Work, now: float) -> list[Action]:
         tier = work.plan.tiers[0] if work.plan.tiers else Tier(codec=work.codec)
-        if work.plan.kind is Kind.EVALUATE:
-            tier = replace(tier, rounds=1)
         try:
             if len(work.round) >= MAX_DEPTH:
                 raise Refused(f"a tree has at most {MAX_DEPTH} tiers")
             for codec in (*codecs_of(tier.codec), *codecs_of(tier.downlink), work.codec):
                 self._arithmetic.is_lossless(codec)  # must be known before anybody works
+            if work.plan.kind is Kind.EVALUATE:
+                tier = replace(tier, rounds=1, downlink=self._scored(tier.downlink))
             shown = self._pass_on(work, tier)
         except (Refused, ConfigError) as error:
             return self._pass(self.participant.failed(work.work_id, str(error)), now)
+        if shown is None:
+            return [note("chain_broken", run=work.run, reason=OUT_OF_RANGE), *self.participant.fetch_anew(now)]
         if self._residual_run != work.run:
             self._residual_run, self._residual = work.run, None
         self._work = _EdgeWork(work=work, tier=tier)
         return shown + self._next_round(self._work, now)
 
-    def _pass_on(self, work: Work, tier: Tier) -> list[Action]:
-        """Bring the children to the parent's model: by its own deltas where they stand where it stood."""
+    def _scored(self, downlink: str) -> str:
+        """Return how a model goes down to be scored: what is left out of a coarse delta would be scored as missing."""
+        return downlink if downlink != AUTO and self._arithmetic.is_lossless(downlink) else FINE
+
+    def _pass_on(self, work: Work, tier: Tier) -> list[Action] | None:
+        """Bring the children to the parent's model: by its own deltas where they stand where it stood.
+
+        Returns:
+            None where no delta leads them there, and they must begin anew with the parent's chain.
+        """
         chain, downlink = self.participant.chain, self.aggregator.downlink
         assert chain is not None
         known = downlink.chain
@@ -201,11 +213,15 @@ class EdgeNode(Node):
             for link in news:
                 actions += downlink.follow(link.cut)
         else:
-            for link in news:
-                downlink.move(self._arithmetic.decode(link.cut.blob, downlink.layout))
-            if self._told is not None:
-                downlink.move(self._arithmetic.subtract(None, self._told))
-            actions += downlink.show(tier, work.seed)[0]
+            try:
+                for link in news:
+                    downlink.move(self._arithmetic.decode(link.cut.blob, downlink.layout))
+                if self._told is not None:
+                    downlink.move(self._arithmetic.subtract(None, self._told))
+                actions += downlink.show(tier, work.seed)[0]
+            except Refused:
+                self._followed = self._told = None
+                return None
         self._followed, self._told = chain.digest, None
         chain.forget_links()
         return actions
@@ -239,7 +255,11 @@ class EdgeNode(Node):
                 outcome.tallies,
                 sum(outcome.accepted.values()),
                 outcome.seconds,
-                into={"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent},
+                into={
+                    "in": len(outcome.accepted),
+                    "of": len(outcome.accepted) + outcome.absent,
+                    **choices_of(up=self.participant.choice, down=self.aggregator.downlink.choice),
+                },
             )
             actions = actions + self._pace.say(metrics, now)
             if doing.done < doing.tier.rounds:

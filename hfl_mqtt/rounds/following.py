@@ -14,8 +14,9 @@ from hfl_mqtt.errors import Malformed
 from hfl_mqtt.protocol.blobs import Cut, Keep, Reassembler, in_memory
 from hfl_mqtt.protocol.messages import MAX_FRAMES, Keyframe, KeyPart, Manifest, ModelPart, WantModel
 from hfl_mqtt.protocol.topics import slot
-from hfl_mqtt.protocol.wire import unpack_keyframe
+from hfl_mqtt.protocol.wire import MAX_HEAD, unpack_keyframe
 from hfl_mqtt.rounds.actions import Action, Fetch, Send, note
+from hfl_mqtt.rounds.arithmetic import DELTAS_PER_KEY
 from hfl_mqtt.rounds.chain import Chain
 
 #: How long the next delta may take to come by itself before it is fetched, in seconds.
@@ -25,6 +26,8 @@ FETCH_S = 3.0
 MAX_FETCH_S = 60.0
 #: Parts asked for at a time.
 WINDOW = 8
+#: Of smaller models an idle node keeps deltas as if they had this many bytes.
+LEAST_KEPT = 2**20
 #: Blobs that may be under way at a time.
 MAX_OPEN = 16
 
@@ -36,17 +39,19 @@ class Following:
     """A parent's chain as far as it is known here.
 
     Args:
-        max_model: most bytes of one blob.
+        max_model: most bytes of a model; a keyframe may have twice as many.
         keep: puts blobs away.
     """
 
     def __init__(self, max_model: int, keep: Keep = in_memory) -> None:
-        self.max_model = max_model
+        self.max_model, self.max_blob = max_model, 2 * max_model + MAX_HEAD
         self._put_away = keep
         self.chain: Chain | None = None
         self._run = ""
         self._target: Manifest | None = None
-        self._parts = Reassembler(max_blob=max_model, max_total=2 * max_model, per_sender=MAX_OPEN, window=None)
+        self._parts = Reassembler(
+            max_blob=self.max_blob, max_total=self.max_blob + max_model, per_sender=MAX_OPEN, window=None
+        )
         #: What is whole and waits for what stands before it.
         self._keyframe: Keyframe | None = None
         self._loose: dict[int, Cut] = {}
@@ -56,7 +61,10 @@ class Following:
         self._ask_at_s: float | None = None
         self._wait_s = FETCH_S
         self._asks = 0
-        self._last_part_s = 0.0
+        #: Whether what was put together was another model than the one called for.
+        self._has_broken = False
+        self._has_heard = False
+        self._since_s = self._last_part_s = 0.0
 
     @property
     def has_arrived(self) -> bool:
@@ -78,7 +86,8 @@ class Following:
             self.forget()
             self._run = run
         self._target = manifest
-        self._wait_s, self._asks, self._last_part_s = FETCH_S, 0, now
+        self._wait_s, self._asks, self._has_broken = FETCH_S, 0, False
+        self._since_s, self._last_part_s, self._has_heard = now, now, False
         broken = self._link()
         if self.has_arrived:
             return []
@@ -105,27 +114,42 @@ class Following:
         """Return how many bytes of what is under way are here, and all of them; None where nothing is."""
         return self._parts.progress()
 
+    def arriving_since(self, now: float) -> float | None:
+        """Return since when parts keep coming of what is not here yet, None where none do; one may take a minute."""
+        is_awaited = self.progress() is not None if self._target is None else not self.has_arrived
+        is_recent = self._has_heard and now - self._last_part_s <= MAX_FETCH_S
+        return self._since_s if is_recent and is_awaited else None
+
     def hear(self, part: ModelPart | KeyPart, now: float) -> list[Action]:
         """Take a part in; see then whether the model `has_arrived`."""
         want = (isinstance(part, KeyPart), part.version)
         self._asked.discard((*want, part.index))
         if not self._is_of_use(part):
             return []
-        gap_s, self._last_part_s = now - self._last_part_s, now
+        if self._target is None and self.progress() is None:
+            self._since_s = now
+        gap_s, self._last_part_s, self._has_heard = now - self._last_part_s, now, True
+        if (before := self._blobs.get(want, part.blob)) != part.blob:
+            self._parts.drop("key" if want[0] else "down", before)
         self._blobs[want] = part.blob
         actions: list[Action] = []
-        is_whole = False
+        is_whole = is_broken = False
         try:
             blob = self._parts.add("key" if want[0] else "down", part, now).blob
             if blob is not None:
                 del self._blobs[want]
                 self._keep(want, Cut(self._put_away([blob]), part.blob, part.count))
                 is_whole, self._wait_s = True, FETCH_S  # what is asked for does come
-                actions += self._link()
+                broken = self._link()
+                actions += broken
+                is_broken = bool(broken)
         except Malformed as error:
             self._blobs.pop(want, None)
             actions.append(note("malformed", reason=str(error)))
         if self._ask_at_s is None or self.has_arrived:
+            return actions
+        if is_broken:  # what lies in the slots may be wrong: fetched over and over it would stay so
+            self._ask_at_s = now + self._wait_s
             return actions
         # On a slow link the next part takes about as long as this one did.
         patience_s = min(max(FETCH_S, 3 * gap_s), MAX_FETCH_S)
@@ -152,7 +176,10 @@ class Following:
         if known is not None and known.digest == part.blob:
             return False
         is_ahead = self.chain is None or part.version > self.chain.version
-        has_room = sum(cut.size for cut in self._loose.values()) + part.size <= 2 * self.max_model
+        # An idle node keeps no more than what makes its parent show a new keyframe, which it can fetch as well.
+        idle_at = self.chain if self._target is None else None
+        model = self.max_model if idle_at is None else min(max(idle_at.keyframe.size, LEAST_KEPT), self.max_model)
+        has_room = sum(cut.size for cut in self._loose.values()) + part.size <= DELTAS_PER_KEY * model
         return is_ahead and has_room and len(self._loose) < MAX_FRAMES
 
     def _keep(self, want: _Want, cut: Cut) -> None:
@@ -170,6 +197,7 @@ class Following:
         target = self._target
         if target is None:
             return []
+        self._drop_past_parts(target)
         if self._keyframe is not None and self._keyframe.version == target.key and self._needs_keyframe():
             self.chain, self._keyframe = Chain(self._keyframe), None
         chain = self.chain
@@ -185,11 +213,17 @@ class Following:
             self._ask_at_s = None
             self._asked.clear()
             return []
-        # Another chain than the one known here: its aggregator began anew.
-        self.chain = None
+        # Another chain than the one known here: its aggregator began anew, or a slot holds what is of another run.
+        self.chain, self._has_broken = None, True
         self._loose.clear()
         broken = note("chain_broken", version=target.version, reason="the parent's model is another one: fetched anew")
         return [broken]
+
+    def _drop_past_parts(self, target: Manifest) -> None:
+        """Give back the room of what came in part and is of no use any more."""
+        for is_key, version in list(self._blobs):
+            if version != target.key if is_key else self.chain is not None and version <= self.chain.version:
+                self._parts.drop("key" if is_key else "down", self._blobs.pop((is_key, version)))
 
     def _needs_keyframe(self) -> bool:
         target, chain = self._target, self.chain
@@ -224,7 +258,7 @@ class Following:
         again: list[Action] = []
         if self._asks > 1:  # the broker has lost them
             lost: dict[_Want, tuple[int, ...]] = {}
-            for is_key, version, index in islice(self._slots(), WINDOW):
+            for is_key, version, index in islice(self._slots(), None if self._has_broken else WINDOW):
                 lost[is_key, version] = (*lost.get((is_key, version), ()), index)
             for (is_key, version), parts in lost.items():
                 again.append(Send(message=WantModel(version=version, parts=parts, is_key=is_key)))

@@ -17,10 +17,10 @@ RUNGS: tuple[tuple[str, float], ...] = (
     ("int8 | zstd", 0.25),
     ("int4 | zstd", 0.125),
     ("rot2", 0.066),
-    ("stc(0.2)", 0.031),
-    ("stc(0.1)", 0.020),
-    ("stc(0.05)", 0.012),
-    ("stc(0.02)", 0.006),
+    ("dz(0.2)", 0.036),
+    ("dz(0.1)", 0.021),
+    ("dz(0.05)", 0.0125),
+    ("dz(0.02)", 0.006),
 )
 CODECS = tuple(codec for codec, _ in RUNGS)
 #: What every update has beside its coded values: tiny tensors, scales, metrics.
@@ -46,7 +46,7 @@ def choose(size_bytes: int, goodput: float | None, budget_bytes: int | None) -> 
         budget_bytes: the most that one update may have; None without a budget.
 
     >>> choose(200_000, 1e6, None).codec, choose(200_000, 1e6, 10_000).codec, choose(100_000_000, 1e5, None).codec
-    ('shuffle | zstd', 'stc(0.2)', 'stc(0.02)')
+    ('shuffle | zstd', 'dz(0.2)', 'dz(0.02)')
     """
     if goodput is None and budget_bytes is None:
         return Choice(FIRST, "goodput not known yet, no budget")

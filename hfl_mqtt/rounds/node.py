@@ -17,6 +17,7 @@ from hfl_mqtt.rounds.actions import (
     Event,
     Send,
 )
+from hfl_mqtt.rounds.ladder import Choice
 
 #: Most bytes of a model a node takes unless it is told otherwise.
 MAX_MODEL = 2**30
@@ -126,12 +127,21 @@ def progress_of(what: str, progress: tuple[int, int] | None) -> dict[str, float]
     return {} if progress is None else {f"{what}_mb": round(progress[0] / 1e6, 1), "of_mb": round(progress[1] / 1e6, 1)}
 
 
+def choices_of(*, up: Choice | None = None, down: Choice | None = None) -> dict[str, int | str]:
+    """Return for the metrics which codec was chosen for updates up and for the model down, and why."""
+    said: dict[str, int | str] = {}
+    for way, choice in (("up", up), ("down", down)):
+        if choice is not None:
+            said |= {f"{way}_codec": choice.codec, f"{way}_codec_why": choice.reason}
+    return said
+
+
 def metrics_of(
     round_id: Sequence[int],
     tallies: dict[str, Tally],
     samples: int,
     seconds: float,
-    into: dict[str, int] | None = None,
+    into: dict[str, int | str] | None = None,
 ) -> Send:
     """Return a round's figures for people; `into` stands before the scores."""
     own: dict[str, int | float | str | None] = {

@@ -109,7 +109,7 @@ class Offer:
             index=index,
             count=key.count,
             size=key.size,
-            data=key.part(index),
+            data=key.piece(index),
         )
 
     @staticmethod
@@ -121,5 +121,5 @@ class Offer:
             index=index,
             count=link.cut.count,
             size=link.cut.size,
-            data=link.cut.part(index),
+            data=link.cut.piece(index),
         )

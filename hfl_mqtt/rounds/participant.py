@@ -14,12 +14,14 @@ from enum import Enum
 from hfl_mqtt.protocol.blobs import WINDOW, Cut, Keep, in_memory, part_length
 from hfl_mqtt.protocol.messages import (
     AUTO,
+    MOVING_EVERY_S,
     Announce,
     Decline,
     Info,
     KeyPart,
     Kind,
     ModelPart,
+    Moving,
     Phase,
     Receipt,
     RoundCall,
@@ -112,6 +114,9 @@ class Participant:
         #: Bytes sent and received so far, as the shell counts them, and what of them has been reported upwards.
         self.meter: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._reported = self._to_report = (0, 0)
+        #: Since when parts keep coming from or at the children of this node, where it has any.
+        self.moving_below_since: Callable[[float], float | None] = lambda _now: None
+        self._moving_s: float | None = None
         #: Bytes per second that the last upload got through; None before the first.
         self.goodput: float | None = None
         #: How updates are coded now, and why, where that is this node's choice.
@@ -144,10 +149,8 @@ class Participant:
         if isinstance(message, RoundCall):
             return self._hear_call(message, now)
         if isinstance(message, ModelPart | KeyPart):
-            if message.size > self.following.max_model and self.stage is Stage.FETCHING:
-                return self._say_decline(
-                    f"the model has {message.size} bytes, this node takes {self.following.max_model}: raise max_model"
-                )
+            if message.size > self.following.max_blob and self.stage is Stage.FETCHING:
+                return self._say_decline(self._too_large(message.size))
             return self.following.hear(message, now) + self._work_if_here(now)
         if isinstance(message, Receipt):
             return self._hear_receipt(message, now)
@@ -322,12 +325,39 @@ class Participant:
             self._probe_at_s = None
         return actions
 
+    def watch(self, now: float) -> list[Action]:
+        """Tell the parent that parts keep coming, once they have for long; to be called after every event."""
+        since_s = None  # while an update is sent, the parent sees its parts
+        if self.stage is Stage.WORKING:
+            since_s = self.moving_below_since(now)
+        elif self.stage is not Stage.SENDING:
+            since_s = self.following.arriving_since(now)
+        if since_s is None or not self._is_linked:
+            self._moving_s = None
+            return []
+        if self._moving_s is None:
+            self._moving_s = since_s
+        if now < self._moving_s + MOVING_EVERY_S:
+            return []
+        self._moving_s = now
+        return [Send(message=Moving())]
+
+    def fetch_anew(self, now: float) -> list[Action]:
+        """Fetch the model that is being worked on from its keyframe, and begin the work anew with what comes."""
+        call = self._call
+        assert call is not None
+        assert self.stage is Stage.WORKING
+        self.stage, self._tell_at_s = Stage.FETCHING, None
+        self.following.forget()
+        return self.following.want(call.run, call.model, now)
+
     @property
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next."""
         if not self._is_linked:
             return None
-        moments = (self._probe_at_s, self._announce_at_s, self._tell_at_s, self.following.next_deadline)
+        moving_s = self._moving_s + MOVING_EVERY_S if self._moving_s is not None else None
+        moments = (self._probe_at_s, self._announce_at_s, self._tell_at_s, moving_s, self.following.next_deadline)
         return min((moment for moment in moments if moment is not None), default=None)
 
     @property
@@ -364,6 +394,8 @@ class Participant:
         call, chain = self._call, self.following.chain
         if self.stage is not Stage.FETCHING or call is None or chain is None or not self.following.has_arrived:
             return []
+        if chain.keyframe.size > self.following.max_model:
+            return self._say_decline(self._too_large(chain.keyframe.size))
         self.stage, self._unreceipted = Stage.WORKING, None
         self.following.rest()
         self._probe_at_s, self._tell_at_s = None, now + TELL_S
@@ -413,6 +445,9 @@ class Participant:
         self._decline = Decline(run=call.run, round=call.round, reason=reason[:300])
         declined = note("declined", run=call.run, round=round_text(call.round), reason=reason)
         return [Send(message=self._decline), declined]
+
+    def _too_large(self, size: int) -> str:
+        return f"the model has {size} bytes, this node takes {self.following.max_model}: raise max_model"
 
     def _send_parts(self, indices: range | list[int]) -> list[Action]:
         call, upload = self._call, self._upload

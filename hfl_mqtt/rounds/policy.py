@@ -24,6 +24,8 @@ def quorum_of(tier: Tier, asked: int) -> int:
     return share_of(asked, tier.quorum)
 
 
+#: While somebody who had to wait is waited for, it is looked again after this long at the soonest.
+LOOK_S = 1.0
 #: How long to wait before those who all declined are asked again.
 PAUSE_S = 5.0
 
@@ -48,6 +50,10 @@ class Waiting:
         """Start the grace period, once; it never outlasts the deadline."""
         if self.grace_ends_s is None:
             self.grace_ends_s = min(now + self.tier.grace_s, max(self.deadline_s, now))
+
+    def more_grace(self, now: float) -> None:
+        """Let the grace period go on for those who are not slow, but were told to wait."""
+        self.grace_ends_s = now + max(self.tier.grace_s, LOOK_S)
 
     def all_have_answered(self, is_so: bool, now: float) -> None:
         """Do not sit out the deadline when everybody has answered and it was not enough: go on after a short pause."""

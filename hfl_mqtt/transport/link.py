@@ -100,6 +100,8 @@ class Link(Protocol):
     def publish(self, frame: Frame) -> None:
         """Hand a frame over. QoS 1 frames survive a lost connection as long as this process lives.
 
+        Of one with a tail only the head waits in line; the tail is read when its turn comes, on any thread.
+
         Raises:
             Misuse: after `close`.
         """

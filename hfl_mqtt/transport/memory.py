@@ -395,6 +395,7 @@ class MemoryLink:
             self._send(self._outbox.popleft())
 
     def _send(self, frame: Frame) -> None:
+        frame = frame.whole()
         self._payload_out += len(frame.payload)
         self._up.carry(frame.topic, self._faults, lambda: self._broker.accept(frame))
 

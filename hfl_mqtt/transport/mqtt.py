@@ -393,6 +393,7 @@ class MqttLink:
 
     def _hand_over(self, frame: Frame) -> int | None:
         """Give a frame to paho; None if it can never be sent."""
+        frame = frame.whole()
         limit = self.maximum_packet_size
         if limit is not None and (size := packets.packet_size(frame)) > limit:
             self._emit(Rejected(topic=frame.topic, reason=reasons.too_large(size, limit)))

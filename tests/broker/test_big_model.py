@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import bulk
+from benchmarks.memory import memory_of
 from hfl_mqtt.ops import journal
 
 #: 4 MB at 4 Mbit/s: 8 s for the update, a little less for the weights, which are packed.
@@ -34,3 +35,14 @@ def test_heartbeats_stay_under_half_a_second(crossing: tuple[object, list[float]
     assert len(late_s) > 20
     assert late_s[len(late_s) // 2] < 0.25
     assert late_s[-2] < 0.5  # one may be put off by this machine itself
+
+
+def test_an_edge_that_makes_keyframes_holds_no_line_of_their_parts() -> None:
+    raw = {"codec": "raw", "downlink": "raw"}
+    with bulk.slow_farm(20.0, 1000.0, ({**raw, "open_for": "10 min"}, {**raw, "rounds": 4})) as (federation, _):
+        bulk.wait_for_the_end(federation)
+        memory = memory_of(federation.processes["cloud/farm-0"].pid)
+        notes = [note for path in federation.journals() for note in journal.read(path)]
+    assert [note["node"] for note in notes if note["event"] == "keyframe"].count("cloud/farm-0") >= 1
+    assert memory is not None
+    assert memory.peak_mb < 60 + 3.5 * 20

@@ -13,6 +13,7 @@ import pytest
 from hfl_mqtt.errors import ConfigError, Misuse
 from hfl_mqtt.ops.mosquitto import Mosquitto, free_port
 from hfl_mqtt.ops.relay import Relay
+from hfl_mqtt.protocol.messages import Piece
 from hfl_mqtt.protocol.topics import Filter
 from hfl_mqtt.protocol.wire import Frame
 from hfl_mqtt.transport.link import Account, Arrived, Down, LinkEvent, Rejected, Up
@@ -319,6 +320,32 @@ def test_close_waits_until_everything_is_acknowledged(broker: Mosquitto, connect
         arrived = cloud_inbox.next(Arrived)
         cloud.done(arrived)
         assert arrived.frame.payload == str(number).encode()
+
+
+def test_a_tail_is_read_when_its_turn_comes_and_no_sooner(broker: Mosquitto, relay: Relay, connect: Connect) -> None:
+    _, cloud_inbox = connect(broker.port, "cloud", UPDATES)
+    cloud_inbox.next(Up)
+    link, inbox = connect(relay.port, "cloud/a", retry_s=(0.05, 0.05))
+    inbox.next(Up)
+    relay.cut()
+    inbox.next(Down)
+    reads: list[int] = []
+
+    def piece(number: int) -> Piece:
+        def read() -> bytes:
+            reads.append(number)
+            return str(number).encode()
+
+        return Piece(1, read)
+
+    for number in range(3):
+        link.publish(Frame(topic=UPDATE, payload=b"number ", tail=piece(number)))
+    assert (link.pending, reads) == (3, [])
+    relay.restore()
+    arrived = [cloud_inbox.next(Arrived).frame.payload for _ in range(3)]
+    assert arrived == [b"number 0", b"number 1", b"number 2"]
+    assert reads == [0, 1, 2]
+    assert link.traffic.payload_out == 3 * len(b"number 0")
 
 
 def test_a_link_is_opened_once_and_closed_for_good(broker: Mosquitto, connect: Connect) -> None:

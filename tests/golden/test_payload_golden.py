@@ -33,6 +33,8 @@ CHAINS = [
     "topk(0.1)",
     "topk(0.3) | int8 | zstd",
     "stc(0.3)",
+    "dz(0.3)",
+    "dz(0.2, 3.0) | zstd",
     "rot1",
     "rot2",
     "rot3",

@@ -24,6 +24,7 @@ from hfl_mqtt.protocol.messages import (
     Message,
     Metrics,
     ModelPart,
+    Moving,
     Phase,
     Plan,
     Receipt,
@@ -116,6 +117,7 @@ MESSAGES: dict[str, tuple[Message, str]] = {
         "cloud/farm-a/pi-07",
     ),
     "decline": (Decline(run="r1", round=(12, 3), reason="no data today"), "cloud/farm-a/pi-07"),
+    "moving": (Moving(), "cloud/farm-a/pi-07"),
     "update part": (
         UpdatePart(run="r1", round=(12, 3), base=A, blob=B, index=6, count=7, size=1_600_000, data=b"\x00\xff\x10"),
         "cloud/farm-a/pi-07",

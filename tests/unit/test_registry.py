@@ -10,8 +10,8 @@ from hfl_mqtt.errors import ConfigError
         (
             "codecs",
             "int9",
-            "no codec is called 'int9', did you mean 'int8'? Known: bf16, fp16, int4, int8, raw, rot1, rot2, rot3, "
-            "rot4, shuffle, stc, topk, zstd",
+            "no codec is called 'int9', did you mean 'int8'? Known: bf16, dz, fp16, int4, int8, raw, rot1, rot2, "
+                "rot3, rot4, shuffle, stc, topk, zstd",
         ),
         ("strategies", "fedagv", "no strategy is called 'fedagv', did you mean 'fedavg'? Known: fedavg"),
         ("tasks", "xyz", "no task is called 'xyz'. Known: mnist, soil-moisture"),

@@ -19,7 +19,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -163,7 +163,7 @@ class BytesCodec(Codec):
         return Whole(self.decode(data, size_bytes), size_bytes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chain:
     """Array codecs, then bytes codecs."""
 
@@ -177,6 +177,16 @@ class Chain:
     def is_lossless(self) -> bool:
         """Whether every value comes back bit for bit."""
         return all(codec.is_lossless for codec in (*self.arrays, *self.packers))
+
+    @cached_property
+    def side_varies(self) -> bool:
+        """Whether the length of any side has to travel."""
+        return any(codec.side_varies for codec in self.arrays)
+
+    @cached_property
+    def is_raw(self) -> bool:
+        """Whether values go into the body as they are."""
+        return all(codec.name == "raw" for codec in self.arrays)
 
     @property
     def scope(self) -> Scope:
@@ -200,16 +210,16 @@ class Chain:
             sides.append(side)
         return sides, values
 
-    def decode(self, sides: Sequence[Bytes], rest: NDArray[Any], values: Flat) -> NDArray[Any]:
-        """Run the array codecs backwards.
+    def decode(self, sides: Sequence[Bytes], rest: NDArray[Any], flats: Sequence[Flat]) -> NDArray[Any]:
+        """Run the array codecs backwards; `flats` is what `outline` says goes into each.
+
+        A scale of a stranger's may overflow: call it where numpy does not warn of that, and look for infinity.
 
         Raises:
             Refused: these are not the parts that `encode` gives.
         """
-        _, flats = self.outline(values)
-        with np.errstate(over="ignore", invalid="ignore"):  # infinity is the caller's to refuse
-            for codec, side, before in reversed(list(zip(self.arrays, sides, flats[:-1], strict=True))):
-                rest = codec.decode(side, rest, before)
+        for place in range(len(self.arrays) - 1, -1, -1):
+            rest = self.arrays[place].decode(sides[place], rest, flats[place])
         return rest
 
 

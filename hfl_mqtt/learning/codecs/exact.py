@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,22 @@ import zstandard
 from numpy.typing import NDArray
 
 from hfl_mqtt.errors import ConfigError, Refused
-from hfl_mqtt.learning.codecs.chain import ArrayCodec, Bytes, BytesCodec, Flat, Reader
+from hfl_mqtt.learning.codecs.chain import ArrayCodec, Bytes, BytesCodec, Flat, Reader, Whole
 
 #: The widest window of a frame, what level 19 writes: a frame may ask its reader for more memory than it holds bytes.
 MAX_WINDOW = 1 << 23
+#: Up to so many bytes it is quicker to unpack a frame at once than as a stream.
+AT_ONCE = 1 << 18
+
+
+class _Own(threading.local):
+    """Each thread's own unpacker: making one takes longer than unpacking a small update."""
+
+    def __init__(self) -> None:
+        self.unpacker = zstandard.ZstdDecompressor()
+
+
+_own = _Own()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,19 +113,22 @@ class Zstd(BytesCodec):
             stated = zstandard.frame_content_size(data)
             if not 0 < stated <= limit:  # an empty frame would let anything stand behind it
                 raise Refused(f"zstd frame of {'unknown size' if stated < 0 else f'{stated} bytes'}, at most {limit}")
-            return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+            return _own.unpacker.decompress(data, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise Refused(f"zstd: {str(error)[:100]}") from None
 
     def reader(self, data: Bytes, size_bytes: int) -> Reader:
-        """Decompress as it is read, with a window of at most 8 MiB."""
-        return _Frame(data, size_bytes)
+        """Decompress what is small at once, else as it is read, with a window of at most 8 MiB."""
+        if size_bytes <= AT_ONCE:
+            return Whole(self.decode(data, size_bytes), size_bytes)
+        return Frame(data, size_bytes)
 
 
-class _Frame(Reader):
+class Frame(Reader):
     """One frame that states exactly the right size, read as a stream."""
 
     def __init__(self, data: Bytes, size_bytes: int) -> None:
+        """Look at its headers; `Refused` where they are not those of such a frame."""
         try:
             stated = zstandard.frame_content_size(data)
             if stated != size_bytes:

@@ -15,6 +15,8 @@ from hfl_mqtt.errors import Refused
 GROUP = 32
 #: A group's width has so many bits.
 _WIDTH_BITS = 5
+#: The widest gaps of which eight fit a word of 64 bits.
+_WORD = 8
 #: Groups unpacked at a time.
 _CHUNK = 2048
 
@@ -120,6 +122,8 @@ def unpack_places(code: bytes | memoryview, count: int, among: int) -> Array:
     Raises:
         Refused: a stranger's bytes are not what `pack_places` writes.
     """
+    if 8 * len(code) + count >= 1 << 32:  # widths are under 32, so up to here no sum of gaps passes 2**63
+        raise Refused(f"{count} places in {len(code)} bytes")
     data = np.frombuffer(code, dtype="u1")
     groups = -(-count // GROUP)
     header_size = -(-groups * _WIDTH_BITS // 8)
@@ -133,14 +137,19 @@ def unpack_places(code: bytes | memoryview, count: int, among: int) -> Array:
         raise Refused(f"{np.count_nonzero(unary)} places where {count} belong")
     ends = np.flatnonzero(unary)
     gaps = _unpack_lower(data[header_size:unary_start], widths)
-    quotients = np.zeros(groups * GROUP, dtype="i8")
-    quotients[:count] = ends
-    quotients[1:count] -= ends[:-1] + 1
-    gaps += quotients.reshape(groups, GROUP) << widths[:, np.newaxis]
-    steps = gaps.reshape(-1)[:count] + 1
-    if steps.sum(dtype="f8") > among:  # int64 might wrap
+    steps = np.zeros(groups * GROUP, dtype="i8")
+    steps[:count] = ends
+    steps[1:count] -= ends[:-1]
+    steps[0] += 1
+    rows = steps.reshape(groups, GROUP)  # quotient + 1; and a step is a gap + 1
+    rows <<= widths[:, np.newaxis]
+    rows += gaps
+    rows += (1 - (1 << widths))[:, np.newaxis]
+    steps[0] -= 1
+    places: Array = np.cumsum(steps[:count])
+    if places[-1] >= among:
         raise Refused(f"a place beyond {among} values")
-    return np.cumsum(steps) - 1
+    return places
 
 
 def _best_widths(gaps: Array, count: int) -> Array:
@@ -166,8 +175,9 @@ def _lower_size(widths: Array, count: int) -> int:
 def _chunks(widths: Array) -> list[tuple[int, Array]]:
     """Return each width there is with numbers of groups that have it, a bounded number at a time."""
     return [
-        (int(width), rows[start : start + _CHUNK])
-        for width in np.unique(widths[widths > 0])
+        (width, rows[start : start + _CHUNK])
+        for width, count in enumerate(np.bincount(widths).tolist())
+        if width and count
         for rows in [np.flatnonzero(widths == width)]
         for start in range(0, rows.size, _CHUNK)
     ]
@@ -177,9 +187,14 @@ def _pack_lower(gaps: Array, widths: Array) -> Array:
     starts = (np.cumsum(widths) - widths) * (GROUP // 8)
     code = np.zeros(int(widths.sum()) * (GROUP // 8), dtype="u1")
     for width, rows in _chunks(widths):
-        bits = (gaps[rows, :, np.newaxis] >> np.arange(width) & 1).astype("u1")
         places = starts[rows, np.newaxis] + np.arange(width * GROUP // 8)
-        code[places] = np.packbits(bits.reshape(rows.size, -1), axis=1, bitorder="little")
+        if width <= _WORD:  # eight gaps are a word of as many bytes as each has bits
+            lower = gaps[rows].reshape(-1, 8) & ((1 << width) - 1)
+            words = np.bitwise_or.reduce(lower << np.arange(0, 8 * width, width), axis=1).astype("<i8", copy=False)
+            code[places] = words.view("u1").reshape(-1, 8)[:, :width].reshape(rows.size, -1)
+        else:
+            bits = (gaps[rows, :, np.newaxis] >> np.arange(width) & 1).astype("u1")
+            code[places] = np.packbits(bits.reshape(rows.size, -1), axis=1, bitorder="little")
     return code
 
 
@@ -189,10 +204,14 @@ def _unpack_lower(code: Array, widths: Array) -> Array:
     whole[: code.size] = code
     gaps = np.zeros((widths.size, GROUP), dtype="i8")
     for width, rows in _chunks(widths):
-        places = starts[rows, np.newaxis] + np.arange(width * GROUP // 8)
-        bits = np.unpackbits(whole[places], axis=1, bitorder="little").reshape(rows.size, GROUP, width)
-        part = np.zeros((rows.size, GROUP), dtype="i8")
+        packed = whole[starts[rows, np.newaxis] + np.arange(width * GROUP // 8)]
+        if width <= _WORD:
+            words = np.zeros((rows.size * GROUP // 8, 8), dtype="u1")
+            words[:, :width] = packed.reshape(-1, width)
+            part = words.view("<u8") >> np.arange(0, 8 * width, width, dtype="u8") & np.uint64((1 << width) - 1)
+            gaps[rows] = part.reshape(rows.size, GROUP)
+            continue
+        bits = np.unpackbits(packed, axis=1, bitorder="little").reshape(rows.size, GROUP, width)
         for place in range(width):
-            part |= bits[:, :, place].astype("i8") << place
-        gaps[rows] = part
+            gaps[rows] |= bits[:, :, place].astype("i8") << place
     return gaps

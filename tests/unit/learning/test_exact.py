@@ -1,11 +1,13 @@
-"""Blocks of an exact sum: when four bytes an element do, and when they do not."""
+"""Blocks of an exact sum: which tensors share one, when four bytes an element do, and when they do not."""
 
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from hfl_mqtt.learning.exact import BLOCK, Scratch, Singles, blocks_of
+from hfl_mqtt.errors import Refused
+from hfl_mqtt.learning.exact import BLOCK, SMALL, Block, Doubles, Scratch, Singles, places_of
 from hfl_mqtt.learning.weights import TensorSpec
 
 
@@ -14,12 +16,16 @@ def f4(*values: float) -> NDArray[Any]:
 
 
 def singles(size: int) -> Singles:
-    block = Singles("w", np.empty(size, dtype=np.int64), Scratch(size))
+    block = Singles((("w", size),), np.empty(size, dtype=np.int64), Scratch(size))
     assert block.is_narrow
     return block
 
 
-def mean_of(block: Singles, weight: int) -> list[float]:
+def spec(dtype: str, *shape: int) -> TensorSpec:
+    return TensorSpec(dtype=np.dtype(dtype), shape=shape)
+
+
+def mean_of(block: Block, weight: int) -> list[float]:
     out = np.empty(block.cells.size, dtype=np.float32)
     block.mean(weight, out)
     return [float(value) for value in out]
@@ -27,15 +33,105 @@ def mean_of(block: Singles, weight: int) -> list[float]:
 
 def test_a_tensor_is_cut_into_blocks() -> None:
     for size, sizes in ((0, []), (1, [1]), (BLOCK, [BLOCK]), (BLOCK + 1, [BLOCK, 1])):
-        spec = TensorSpec(dtype=np.dtype("f4"), shape=(size,))
-        assert [block.cells.size for block in blocks_of("w", spec, Scratch(BLOCK))] == sizes
+        place = places_of({"w": spec("f4", size)})["w"]
+        assert [block.cells.size for block in place.blocks] == sizes
+
+
+def test_small_floats_of_one_dtype_share_a_block_in_the_order_of_their_names() -> None:
+    layout = {
+        "d": spec("f4", 2, 3),
+        "b": spec("f4"),
+        "c": spec("f8", 4),
+        "a": spec("f4", SMALL),
+        "e": spec("f4", SMALL - 1),
+        "n": spec("i4", 2),
+        "m": spec("i4", 2),
+        "none": spec("f4", 0),
+    }
+    found = places_of(layout)
+    assert list(found) == list(layout)
+    shared = found["b"].blocks[0]
+    assert shared.names == (("b", 1), ("d", 7), ("e", SMALL + 6))
+    assert [name for name, place in found.items() if place.is_shared] == ["d", "b", "e"]
+    assert {id(found[name].blocks[0]) for name in "bde"} == {id(shared)}
+    assert [found[name].start for name in "bde"] == [0, 1, 7]
+    # One of its kind, large, an integer, empty.
+    assert [type(found[name].blocks[0]).__name__ for name in ("c", "a", "n")] == ["Doubles", "Singles", "Integers"]
+    assert not found["none"].blocks
+
+
+def test_shared_blocks_do_not_depend_on_the_order_of_the_layout() -> None:
+    layout = {name: spec("f4", 3) for name in "cab"}
+    turned = dict(reversed(layout.items()))
+    assert [places_of(one)["a"].blocks[0].names for one in (layout, turned)] == [(("a", 3), ("b", 6), ("c", 9))] * 2
+
+
+def test_no_shared_block_is_larger_than_others() -> None:
+    found = places_of({f"t{index}": spec("f4", SMALL - 1) for index in range(6)})
+    assert [found[f"t{index}"].blocks[0].cells.size for index in range(6)] == [4 * (SMALL - 1)] * 4 + [
+        2 * (SMALL - 1)
+    ] * 2
+
+
+def doubles(size: int) -> Doubles:
+    return Doubles((("w", size),), np.full(size, 7), Scratch(size))
+
+
+def test_doubles_are_exact_on_either_side_of_what_one_addition_can_round() -> None:
+    # Below 2^19 a weighted value is rounded by an addition, from there on in two steps; 2^-32 is one unit.
+    block, unit = doubles(2), 2.0**-32
+    block.add(np.array([2.0**19 - unit, -unit]), 1)
+    block.add(np.array([2.0**19, -unit]), 1)
+    block.add(np.array([-(2.0**19), 3 * unit]), 1)
+    assert block.cells[1] - block.offset == 1
+    out = np.empty(2)
+    block.mean(1, out)
+    assert out.tolist() == [2.0**19 - unit, unit]
+
+
+def test_what_was_taken_back_of_doubles_is_gone_by_either_way() -> None:
+    block = doubles(2)
+    block.add(np.array([1, 1 / 3]), 3)
+    before = mean_of(block, 3)
+    for value in (0.125, 2.0**25):
+        block.add(np.array([value, value / 3]), 7)
+        block.add(np.array([value, value / 3]), 7, sign=-1)
+        assert mean_of(block, 3) == before
+    block.add(np.array([1, 1 / 3]), 3, sign=-1)
+    block.add(np.array([5.0, 6.0]), 2)
+    assert mean_of(block, 2) == [5, 6]
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_weights_are_not_rounded_on_their_way_into_doubles(dtype: str) -> None:
+    block = doubles(1)
+    block.add(np.array([2.0**-10], dtype=dtype), 2**24 + 1)
+    assert block.cells[0] - block.offset == (2**24 + 1) << 22
+
+
+def test_a_part_of_a_block_has_a_mean_of_its_own() -> None:
+    block, out = doubles(3), np.empty(2, dtype="f4")
+    block.add(f4(1, 2, 3), 2)
+    block.mean(2, out, start=1)
+    assert out.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "a"), (1, "b"), (2, "b"), (3, "c")])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -3e9])
+def test_what_is_refused_in_a_shared_block_has_its_tensor_named(place: int, name: str, bad: float) -> None:
+    block = Doubles((("a", 1), ("b", 3), ("c", 4)), np.zeros(4, dtype="i8"), Scratch(4))
+    values = f4(1, 2, 3, 4)
+    values[place] = bad
+    with pytest.raises(Refused, match=f"'{name}'"):
+        block.add(values, 1)
+    assert not block.bound
 
 
 def test_an_empty_block_is_zero_whatever_stands_in_its_memory() -> None:
-    block = Singles("w", np.full(2, 7), Scratch(2))
-    assert mean_of(block, 1) == [0, 0]
-    block.add(f4(0, 0), 3)
-    assert mean_of(block, 3) == [0, 0]
+    for block in (Singles((("w", 2),), np.full(2, 7), Scratch(2)), doubles(2)):
+        assert mean_of(block, 1) == [0, 0]
+        block.add(f4(0, 0), 3)
+        assert mean_of(block, 3) == [0, 0]
 
 
 def test_updates_of_a_small_farm_need_four_bytes_an_element() -> None:

@@ -87,11 +87,13 @@ def test_an_empty_sum_has_no_mean() -> None:
 
 
 def test_the_mean_can_be_had_tensor_by_tensor() -> None:
-    total = summed(BASE, ({"w": f4(1, 2, 3), "h": np.array([4, 5, 6], dtype="f2"), "n": i8(7, 8)}, 2))
+    halves = np.array([4, 5, 6], dtype="f2")
+    total = summed(BASE, ({"w": f4(1, 2, 3), "h": halves[:1], "n": i8(7, 8), "k": halves[1:]}, 2))
     assert [(name, values.tolist()) for name, values in total.mean_tensors()] == [
         ("w", [1, 2, 3]),
-        ("h", [4, 5, 6]),
+        ("h", [4]),
         ("n", [7, 8]),
+        ("k", [5, 6]),
     ]
 
 
@@ -116,14 +118,22 @@ updates = st.lists(
     min_size=1,
     max_size=8,
 )
-BASE: Weights = {"w": f4(0, 0, 0), "h": np.zeros(3, dtype="f2"), "n": np.zeros(2, dtype="i4")}
+#: One tensor alone, two that share a block, and integers.
+BASE: Weights = {
+    "w": f4(0, 0, 0),
+    "h": np.zeros(1, dtype="f2"),
+    "n": np.zeros(2, dtype="i4"),
+    "k": np.zeros(2, dtype="f2"),
+}
 Drawn = list[tuple[list[float], list[float], list[int], int]]
 
 
 def as_deltas(drawn: Drawn) -> list[tuple[Weights, int]]:
     return [
-        ({"w": f4(*singles), "h": np.array(halves, dtype="f2"), "n": i8(*counts)}, weight)
-        for singles, halves, counts, weight in drawn
+        ({"w": f4(*singles), "h": halves[:1], "n": i8(*counts), "k": halves[1:]}, weight)
+        for singles, halves, counts, weight in (
+            (singles, np.array(halves, dtype="f2"), counts, weight) for singles, halves, counts, weight in drawn
+        )
     ]
 
 
@@ -145,7 +155,7 @@ def test_the_mean_is_that_of_float64_but_for_the_documented_rounding(drawn: Draw
     deltas = as_deltas(drawn)
     total = sum(weight for _, weight in deltas)
     found = averaged(BASE, *deltas)
-    for name in ("w", "h"):
+    for name in ("w", "h", "k"):
         mean = sum(delta[name].astype("f8") * weight for delta, weight in deltas) / total
         rounding = sum(unit_of(delta[name], weight) for delta, weight in deltas) / total
         last_bit = np.spacing(np.abs(found[name])).astype("f8")
@@ -156,7 +166,7 @@ def test_the_mean_is_that_of_float64_but_for_the_documented_rounding(drawn: Draw
 @given(drawn=updates, other=updates, data=st.data())
 def test_an_update_that_breaks_off_anywhere_leaves_no_trace(drawn: Drawn, other: Drawn, data: st.DataObject) -> None:
     deltas, (broken, weight) = as_deltas(drawn), as_deltas(other)[0]
-    after = data.draw(st.integers(0, 3))
+    after = data.draw(st.integers(0, 4))
     at = data.draw(st.integers(0, len(deltas)))
 
     def breaking_off() -> Iterator[tuple[str, NDArray[Any]]]:
@@ -170,6 +180,45 @@ def test_an_update_that_breaks_off_anywhere_leaves_no_trace(drawn: Drawn, other:
         total.add(delta.items, samples)
     assert total.weight == sum(samples for _, samples in deltas)
     assert digest(total.mean()) == digest(averaged(BASE, *deltas))
+
+
+@CALM
+@given(drawn=updates, data=st.data())
+def test_tensors_that_share_a_block_are_rounded_finer_than_any_alone_and_in_any_order(
+    drawn: Drawn, data: st.DataObject
+) -> None:
+    deltas: list[tuple[Weights, int]] = [
+        ({"a": f4(*singles[:1]), "b": f4(*singles[1:])}, weight) for singles, _, _, weight in drawn
+    ]
+    base: Weights = {"a": f4(0), "b": f4(0, 0)}
+    found, total = averaged(base, *deltas), sum(weight for _, weight in deltas)
+    for name in base:
+        mean = sum(delta[name].astype("f8") * weight for delta, weight in deltas) / total
+        rounding = len(deltas) * 2.0**-33 / total
+        assert np.all(np.abs(found[name] - mean) <= rounding + np.spacing(np.abs(found[name])).astype("f8"))
+    turned = [(dict(reversed(delta.items())), weight) for delta, weight in data.draw(st.permutations(deltas))]
+    assert digest(averaged(base, *turned)) == digest(found)
+
+
+def test_a_quiet_tensor_beside_a_loud_one_keeps_its_last_bits() -> None:
+    quiet = float(np.float32(1e-6))
+    found = averaged({"a": f4(0), "b": f4(0)}, ({"a": f4(2**20), "b": f4(quiet)}, 3))
+    assert found["a"].tolist() == [2**20]
+    assert found["b"][0] == pytest.approx(quiet, abs=2.0**-33)
+
+
+def test_an_update_with_half_of_a_shared_block_leaves_no_trace() -> None:
+    base: Weights = {"a": f4(0), "b": f4(0), "c": f4(0)}
+    total = summed(base, ({"a": f4(1), "b": f4(2), "c": f4(3)}, 1))
+    for wrong, reason in (
+        ({"a": f4(9), "c": f4(9)}, "'b' is missing"),
+        ({"a": f4(9), "b": f4(9, 9), "c": f4(9)}, r"'b' is float32\[2\], expected float32\[1\]"),
+        ({"a": f4(9), "b": f4(np.nan), "c": f4(9)}, "'b' holds NaN"),
+        ({"a": f4(9), "b": f4(9), "c": f4(3e9)}, r"'c': weight 1 x delta 3e\+09 on top of 3 passes"),
+    ):
+        with pytest.raises(Refused, match=reason):
+            total.add(wrong.items, 1)
+    assert {name: values.tolist() for name, values in total.mean().items()} == {"a": [1], "b": [2], "c": [3]}
 
 
 @given(drawn=updates, data=st.data())

@@ -35,6 +35,32 @@ def test_a_blob_of_one_part_is_that_part() -> None:
     assert (cut.count, cut.part(0)) == (1, TEN)
 
 
+def test_a_piece_of_a_blob_of_many_is_read_when_it_is_asked_for_and_each_time() -> None:
+    reads: list[tuple[int, int]] = []
+
+    class Lying:
+        def __len__(self) -> int:
+            return len(TEN)
+
+        def read(self, start: int, size: int) -> bytes:
+            reads.append((start, size))
+            return TEN[start : start + size]
+
+        def view(self) -> memoryview:
+            return memoryview(TEN)
+
+    cut = Cut.kept([TEN], lambda _pieces: Lying(), part_size=4)
+    pieces = [cut.piece(index) for index in range(cut.count)]
+    assert ([len(one) for one in pieces], reads) == ([4, 4, 2], [])
+    assert [bytes(one) for one in pieces] == [TEN[:4], TEN[4:8], TEN[8:]]
+    assert bytes(pieces[2]) == TEN[8:]
+    assert reads == [(0, 4), (4, 4), (8, 2), (8, 2)]
+
+
+def test_the_only_piece_of_a_blob_is_its_bytes() -> None:
+    assert Cut.of(TEN, part_size=10).piece(0) == TEN
+
+
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_every_part_of_every_cut_has_the_length_that_is_checked(size: int, part_size: int) -> None:
     cut = Cut.of(bytes(size), part_size)

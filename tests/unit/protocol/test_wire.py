@@ -27,7 +27,9 @@ from hfl_mqtt.protocol.messages import (
     Message,
     Metrics,
     ModelPart,
+    Moving,
     Phase,
+    Piece,
     Plan,
     Receipt,
     RoundCall,
@@ -118,6 +120,7 @@ MESSAGES: list[Message] = [
     WANT_MODEL,
     ANNOUNCE,
     DECLINE,
+    Moving(),
     UPDATE_PART,
     MODEL_PART,
     KEY_PART,
@@ -257,6 +260,7 @@ def test_the_kind_of_a_quorum_survives_the_wire() -> None:
         (WANT_MODEL, "hfl/f/cloud/@/tele/resend", False),
         (ANNOUNCE, "hfl/f/cloud/@/tele/update", False),
         (DECLINE, "hfl/f/cloud/@/tele/decline", False),
+        (Moving(), "hfl/f/cloud/@/tele/moving", False),
         (MODEL_PART, "hflb/f/cloud/@/down/7p8", True),
         (dataclasses.replace(MODEL_PART, index=0), "hflb/f/cloud/@/down/7", True),
         (KEY_PART, "hflb/f/cloud/@/key/8", True),
@@ -706,3 +710,24 @@ def test_a_field_of_any_other_kind_is_read_or_malformed(frame: Frame, data: st.D
     fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(values)
     payload = msgpack.packb(fields) if is_binary else json.dumps(fields, default=repr).encode()
     decode_or_malformed(Frame(topic=frame.topic, payload=payload))
+
+
+# ------------------------------------------------------------------ what waits in line
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 65_535, 65_536, PART_SIZE])
+def test_a_part_whose_bytes_are_read_later_is_the_same_on_the_wire(size: int) -> None:
+    data = bytes(index % 251 for index in range(size))
+    now = ModelPart(frame=7, version=11, blob=B, index=1, count=2, size=2 * size, data=data)
+    later = dataclasses.replace(now, data=Piece(size, lambda: data))
+    frame = encode(later, "fed1", "cloud")
+    assert len(frame.payload) < 200
+    assert frame.size == len(encode(now, "fed1", "cloud").payload)
+    assert frame.whole() == encode(now, "fed1", "cloud")
+    assert decode(frame.whole())[0] == now
+
+
+def test_a_frame_without_a_tail_is_whole() -> None:
+    frame = encode(STATE, "fed1", "cloud/a")
+    assert frame.whole() is frame
+    assert frame.size == len(frame.payload)

@@ -16,6 +16,7 @@ from hfl_mqtt.protocol.messages import (
     KeyPart,
     Kind,
     ModelPart,
+    Moving,
     Phase,
     Plan,
     Receipt,
@@ -1091,3 +1092,67 @@ def test_a_clock_that_jumps_back_only_makes_it_wait() -> None:
     for part in parts[1:]:
         actions = cloud.hear(part, A, 0.0)
     assert closed(actions)
+
+
+# ------------------------------------------------------------------ who is slow
+
+
+def test_a_child_at_which_parts_keep_coming_is_waited_for() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin(open_for_s=60.0)
+    for now in (40.0, 50.0):
+        assert cloud.hear(Moving(), A, now) == []
+    assert cloud.tick(60.0) == []
+    assert cloud.next_deadline is not None
+    assert not closed(cloud.tick(119.9))  # it has as long to work as if its model had come at once
+    assert "accepted" in notes(cloud.get(call, A, 1.0, 1, 119.95))
+
+
+def test_a_child_that_says_no_more_that_parts_come_is_given_up() -> None:
+    cloud = Cloud(A)
+    cloud.begin(open_for_s=60.0)
+    cloud.hear(Moving(), A, 29.9)
+    assert notes(cloud.tick(60.0)) == ["missed"]
+
+
+def test_no_deadline_moves_for_who_is_not_waited_for() -> None:
+    cloud = Cloud(A, B, C)
+    call = cloud.begin(open_for_s=60.0, quorum=3)
+    cloud.get(call, A, 1.0, 1, 10.0)
+    cloud.hear(Decline(run="r", round=(1,), reason="none"), B, 20.0)
+    for who in (A, B, D):
+        cloud.hear(Moving(), who, 59.0)
+    assert notes(cloud.tick(60.0)) == ["missed"]
+
+
+def test_nobody_waits_for_a_slow_child_that_is_lost_or_declines() -> None:
+    cloud = Cloud(A, B)
+    cloud.begin(open_for_s=60.0)
+    for who in (A, B):
+        cloud.hear(Moving(), who, 50.0)
+    cloud.hear(LOST, A, 51.0)
+    assert cloud.moving_since(51.0) == 41.0
+    cloud.hear(Decline(run="r", round=(1,), reason="none"), B, 52.0)
+    assert cloud.moving_since(52.0) is None
+    assert notes(cloud.tick(60.0)) == ["missed"]
+
+
+def test_a_quorum_does_not_wait_for_who_is_slow() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(open_for_s=60.0, quorum=1, grace_s=2.0)
+    cloud.hear(Moving(), B, 9.0)
+    cloud.get(call, A, 1.0, 1, 10.0)
+    assert closed(cloud.tick(12.0))
+
+
+def test_parts_are_moving_below_while_they_come_up_or_a_child_says_that_they_come_down() -> None:
+    cloud = Cloud(A, B)
+    cloud.hear(Moving(), A, 0.0)
+    assert cloud.moving_since(0.0) is None  # in no round
+    call = cloud.begin()
+    assert cloud.moving_since(0.0) is None
+    cloud.hear(Moving(), A, 15.0)
+    assert [cloud.moving_since(now) for now in (15.0, 45.0, 45.1)] == [5.0, 35.0, None]
+    first, *_ = update_parts(call, weights(1.0), 1, part_size=20)
+    cloud.hear(first, B, 50.0)
+    assert [cloud.moving_since(now) for now in (50.0, 80.0, 80.1)] == [50.0, 80.0, None]

@@ -19,6 +19,7 @@ from hfl_mqtt.protocol.messages import (
     Kind,
     Metrics,
     ModelPart,
+    Moving,
     Phase,
     Plan,
     Receipt,
@@ -172,7 +173,7 @@ others = st.one_of(
         data=st.binary(min_size=1, max_size=9),
     ),
     st.sampled_from(PARTS),
-    st.sampled_from([info(), Metrics(values={})]),
+    st.sampled_from([info(), Metrics(values={}), Moving()]),
 )
 
 

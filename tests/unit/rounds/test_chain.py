@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hfl_mqtt.learning.contracts import Weights
+from hfl_mqtt.learning.shelf import Shelf
 from hfl_mqtt.learning.weights import digest
 from hfl_mqtt.protocol.blobs import Cut, next_digest
-from hfl_mqtt.protocol.messages import AUTO, KeyPart, ModelPart, Tier, WantModel
-from hfl_mqtt.protocol.wire import unpack_keyframe
+from hfl_mqtt.protocol.messages import AUTO, KeyPart, ModelPart, Piece, Tier, WantModel
+from hfl_mqtt.protocol.wire import decode, encode, unpack_keyframe
 from hfl_mqtt.rounds.actions import Action, ClearSlots
 from hfl_mqtt.rounds.arithmetic import MAX_DELTAS
 from hfl_mqtt.rounds.chain import Chain
@@ -120,11 +122,23 @@ def test_what_is_larger_than_a_part_lies_in_several_slots() -> None:
     offer = offered(noise(0, 3 * FLOATS_A_PART))
     key = said(offer.show(), KeyPart)
     assert [part.index for part in key] == [0, 1, 2]
-    blob = b"".join(part.data for part in key)
+    blob = b"".join(bytes(part.data) for part in key)
     assert np.array_equal(MATH.start(unpack_keyframe(blob).start).weights()["w"], noise(0, 3 * FLOATS_A_PART)["w"])
     assert slots(offer.push(MATH.encode(noise(1, 3 * FLOATS_A_PART), "raw", 0))) == [
         (0, 1, index) for index in range(4)
     ]
+
+
+def test_what_lies_in_files_is_read_part_by_part_when_it_is_sent(tmp_path: Path) -> None:
+    offer = Offer(keyframe(noise(0, 3 * FLOATS_A_PART)), keep=Shelf(tmp_path).keep)
+    offer.push(MATH.encode(noise(1, 3 * FLOATS_A_PART), "raw", 0))
+    actions = [*offer.show(), *offer.rebase(MATH.shorten(offer.chain.model))]
+    parts = [part for part in said(actions, KeyPart) + said(actions, ModelPart) if part.count > 1]
+    assert len(parts) == 3 + 4 + 6
+    assert all(isinstance(part.data, Piece) for part in parts)
+    frames = [encode(part, "f", "cloud") for part in parts]
+    assert max(len(frame.payload) for frame in frames) < 200
+    assert [decode(frame.whole())[0] for frame in frames] == [replace(part, data=bytes(part.data)) for part in parts]
 
 
 def test_a_new_chain_takes_the_slots_of_the_old_one_and_those_left_over_are_cleared() -> None:

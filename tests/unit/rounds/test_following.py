@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.protocol.messages import KeyPart, ModelPart, WantModel
+from hfl_mqtt.protocol.wire import MAX_HEAD
 from hfl_mqtt.rounds.actions import Action, Fetch
 from hfl_mqtt.rounds.following import Following
 from hfl_mqtt.rounds.offer import Offer
@@ -310,14 +311,54 @@ def test_a_clock_that_jumps_back_only_makes_it_wait() -> None:
     assert following.has_arrived
 
 
-def test_deltas_that_nobody_called_for_take_no_more_room_than_two_models() -> None:
-    following = follower(max_model=100)
+def test_deltas_that_nobody_called_for_take_no_more_room_than_three_models() -> None:
+    following = follower(max_model=100_000)
     for version in range(1, 20):
-        part = ModelPart(frame=0, version=version, blob=f"{version:064x}", index=0, count=2, size=99, data=bytes(50))
+        name = f"{version:064x}"
+        part = ModelPart(frame=0, version=version, blob=name, index=0, count=2, size=90_000, data=bytes(45_000))
         following.hear(part, float(version))
     progress = following.progress()
     assert progress is not None
-    assert progress[1] <= 200
+    assert progress[1] <= 300_000 + MAX_HEAD
+
+
+def test_a_keyframe_may_be_twice_as_large_as_a_model_may() -> None:
+    # The weights that a run began with, and how far the model has come since, each as large as the model.
+    offer, following = offered(LARGE, LARGE, codec="raw"), follower(max_model=100_000)
+    parts = key_parts(offer)
+    (part,) = parts
+    large = replace(part, size=200_000 + MAX_HEAD, count=2, data=bytes(100_000 + MAX_HEAD // 2))
+    following.want("r", offer.manifest, 0.0)
+    assert "malformed" not in notes(following.hear(large, 0.0))
+    larger = replace(large, blob="f" * 64, size=large.size + 2, data=bytes(len(large.data) + 1))
+    assert "at most 265536" in noted(following.hear(larger, 0.0), "malformed")["reason"]
+
+
+def test_parts_keep_coming_until_all_is_here_or_none_came_for_a_minute() -> None:
+    offer, following = offered(LARGE), follower()
+    parts = key_parts(offer, 20)
+    following.want("r", offer.manifest, 1.0)
+    assert following.arriving_since(2.0) is None
+    following.hear(parts[0], 5.0)
+    assert [following.arriving_since(now) for now in (5.0, 65.0, 65.1)] == [1.0, 1.0, None]
+    for part in parts[1:]:
+        following.hear(part, 70.0)
+    assert following.arriving_since(70.0) is None
+
+
+def test_a_delta_that_comes_before_its_call_keeps_coming_from_its_first_part_on() -> None:
+    first, offer, following = offered(LARGE), offered(LARGE, LARGE), follower()
+    following.want("r", first.manifest, 0.0)
+    for part in key_parts(first):
+        following.hear(part, 0.0)
+    following.rest()
+    begun, more, *others = delta_parts(offer, 1, 20)
+    following.hear(begun, 10.0)
+    following.hear(more, 12.0)
+    assert following.arriving_since(12.0) == 10.0
+    for delta in others:
+        following.hear(delta, 14.0)
+    assert following.arriving_since(14.0) is None
 
 
 # ------------------------------------------------------------------ any order, any losses

@@ -34,6 +34,7 @@ from hfl_mqtt.rounds.actions import (
     CancelWork,
     Connected,
     Contribution,
+    Fetch,
     Lost,
     Note,
     Received,
@@ -54,6 +55,7 @@ from tests.unit.rounds.trees import (
     READY,
     Train,
     Tree,
+    delta_parts,
     info,
     key_parts,
     noted,
@@ -438,12 +440,12 @@ def test_an_edge_asks_its_children_by_the_next_tier_of_the_plan() -> None:
     assert values(top.weights) == [1.0]
 
 
-def called_edge(**fields: Any) -> tuple[EdgeNode, list[Action]]:
+def called_edge(start: Weights | None = None, **fields: Any) -> tuple[EdgeNode, list[Action]]:
     """Return an edge with one child that has been called and has the model, and what it then did."""
     node = edge()
     node.handle(Connected(), 0.0)
     node.handle(Received(message=READY, sender=PI), 0.0)
-    offer = offered(weights(0.0))
+    offer = offered(start or weights(0.0))
     call = RoundCall(
         **{
             "run": "r",
@@ -463,8 +465,8 @@ def called_edge(**fields: Any) -> tuple[EdgeNode, list[Action]]:
     return node, node.handle(Received(message=key_parts(offer)[0], sender="cloud"), 0.0)
 
 
-def opened_edge(**fields: Any) -> tuple[EdgeNode, RoundCall]:
-    node, actions = called_edge(**fields)
+def opened_edge(start: Weights | None = None, **fields: Any) -> tuple[EdgeNode, RoundCall]:
+    node, actions = called_edge(start, **fields)
     (opened,) = said(actions, RoundCall)
     return node, opened
 
@@ -763,3 +765,37 @@ def test_what_an_edge_sends_up_is_the_difference_between_its_model_and_the_one_i
     update = unpack_update(sent.data)
     assert update.weight == 3
     assert values(MATH.decode(update.payload, MATH.layout(of_weights(weights(0.0))))) == [5.0]
+
+
+def test_where_the_way_to_the_parents_model_is_beyond_all_numbers_the_children_begin_anew() -> None:
+    def half(value: float) -> Weights:
+        return {"w": np.array([value], np.float16)}  # up to 65,504
+
+    tier = quick(rounds=2, codec="raw", downlink="raw")
+    node, call = opened_edge(half(0.0), plan=Plan(task="t", tiers=(tier,)), codec="raw")
+
+    def hear(message: Any, sender: str = "cloud") -> list[Action]:
+        return node.handle(Received(message=message, sender=sender), 0.0)
+
+    for step in (50_000.0, 0.0):  # after the first round the children are told where that led
+        (part,) = update_parts(call, half(step), 1)
+        actions = hear(part, PI)
+        call = [*said(actions, RoundCall), call][0]
+    (sent,) = said(actions, UpdatePart)
+    above = node.participant.call
+    assert above is not None
+    hear(Receipt(run="r", round=(1,), base=sent.base[:16]))
+
+    offer = offered(half(0.0), half(-50_000.0), codec="raw")
+    (delta,), (key,) = delta_parts(offer, 1), key_parts(offer)
+    hear(replace(above, round=(2,), model=offer.manifest))
+    actions = hear(delta)
+    assert noted(actions, "chain_broken")["reason"].endswith("they begin anew")
+    assert [fetch.is_key for fetch in of(actions, Fetch)] == [True, False]
+    assert said(actions, Decline) == []
+    hear(delta)
+    actions = hear(key)
+    (call,) = said(actions, RoundCall)
+    assert (call.round, call.model.digest) == ((2, 1), offer.manifest.digest)
+    assert said(actions, KeyPart)[0] == key
+    assert said(actions, ModelPart) == [delta]

@@ -10,6 +10,7 @@ from hfl_mqtt.protocol.messages import (
     Draw,
     Info,
     Kind,
+    Moving,
     Phase,
     Receipt,
     RoundCall,
@@ -231,13 +232,90 @@ def test_a_keyframe_that_the_work_made_of_a_long_chain_takes_its_place() -> None
 
 @pytest.mark.parametrize("is_key", [True, False])
 def test_a_model_larger_than_this_node_takes_is_declined(is_key: bool) -> None:
-    pi = joined(max_model=len(KEY.data))
+    pi = joined(max_model=8)
     pi.hear(call(model=NEXT), 0.0)
     part = replace(KEY if is_key else DELTA, size=10**6, count=4, data=bytes(250_000))
     (decline,) = said(pi.hear(part, 0.0), Decline)
-    assert decline.reason == f"the model has 1000000 bytes, this node takes {len(KEY.data)}: raise max_model"
+    assert decline.reason == "the model has 1000000 bytes, this node takes 8: raise max_model"
     assert (pi.stage, pi.next_deadline) == (Stage.JOINED, None)
     assert pi.hear(part, 1.0) == []  # its other parts need no second answer
+
+
+def test_a_model_is_measured_by_its_values_and_not_by_what_its_keyframe_says_beside_them() -> None:
+    assert len(KEY.data) > 8
+    pi = joined(max_model=8)
+    pi.hear(call(), 0.0)
+    assert of(pi.hear(KEY, 0.0), Work)
+    pi = joined(max_model=7)
+    pi.hear(call(), 0.0)
+    (decline,) = said(pi.hear(KEY, 0.0), Decline)
+    assert decline.reason == "the model has 8 bytes, this node takes 7: raise max_model"
+
+
+# ------------------------------------------------------------------ what is slow
+
+
+def moving(pi: Participant, now: float) -> bool:
+    return bool(said(pi.watch(now), Moving))
+
+
+def test_while_a_model_keeps_coming_the_parent_is_told_every_ten_seconds() -> None:
+    pi = joined()
+    pi.hear(call(), 0.0)
+    parts = key_parts(OFFER, 10)
+    told = []
+    for now in range(31):
+        if now % 2:
+            pi.hear(parts[now // 2 % 3], float(now))
+        told += [now] if moving(pi, float(now)) else []
+    assert told == [10, 20, 30]
+    assert pi.next_deadline is not None
+    assert pi.next_deadline <= 40.0
+
+
+def test_a_model_of_ten_seconds_is_not_told_of() -> None:
+    pi = joined()
+    pi.hear(call(), 0.0)
+    parts = key_parts(OFFER, 10)
+    for index, part in enumerate(parts):
+        assert not moving(pi, 9.0 * index / len(parts))
+        pi.hear(part, 9.0 * index / len(parts))
+    assert pi.stage is Stage.WORKING
+    assert not moving(pi, 20.0)
+    assert not moving(pi, 40.0)
+
+
+def test_a_model_of_which_nothing_comes_is_not_told_of() -> None:
+    pi = fetching()
+    assert [moving(pi, now) for now in (0.0, 20.0, 40.0)] == [False] * 3
+
+
+def test_nothing_is_told_over_a_link_that_is_down() -> None:
+    pi = joined()
+    pi.hear(call(), 0.0)
+    pi.hear(key_parts(OFFER, 10)[0], 0.0)
+    moving(pi, 0.0)
+    pi.lost()
+    assert not moving(pi, 15.0)
+
+
+def test_who_works_is_not_moving_unless_its_children_are() -> None:
+    pi = working()
+    assert [moving(pi, now) for now in (0.0, 20.0)] == [False, False]
+    pi.moving_below_since = lambda now: 25.0 if now < 50.0 else None
+    assert [now for now in range(25, 70) if moving(pi, float(now))] == [35, 45]
+
+
+def test_a_model_that_cannot_be_used_is_fetched_from_its_keyframe() -> None:
+    pi = answered()
+    pi.hear(call(2, model=NEXT), 2.0)
+    pi.hear(DELTA, 2.1)
+    fetches = of(pi.fetch_anew(3.0), Fetch)
+    assert [(fetch.is_key, len(fetch.slots)) for fetch in fetches] == [(True, 1), (False, 1)]
+    assert pi.stage is Stage.FETCHING
+    pi.hear(DELTA, 3.1)
+    (work,) = of(pi.hear(KEY, 3.2), Work)
+    assert (work.model.digest, len(work.model.deltas)) == (NEXT.digest, 1)
 
 
 def test_where_the_codec_is_auto_it_takes_a_rung_and_says_which_and_why() -> None:

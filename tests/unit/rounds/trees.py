@@ -87,7 +87,7 @@ def key_parts(offer: Offer, part_size: int | None = None) -> list[KeyPart]:
     parts = said(offer.show(), KeyPart)
     if part_size is None:
         return parts
-    cut = Cut.of(b"".join(part.data for part in parts), part_size)
+    cut = Cut.of(b"".join(bytes(part.data) for part in parts), part_size)
     return [replace(parts[0], index=at, count=cut.count, data=cut.part(at)) for at in range(cut.count)]
 
 
@@ -96,7 +96,7 @@ def delta_parts(offer: Offer, version: int, part_size: int | None = None) -> lis
     parts = [part for part in said(offer.show(), ModelPart) if part.version == version]
     if part_size is None:
         return parts
-    cut = Cut.of(b"".join(part.data for part in parts), part_size)
+    cut = Cut.of(b"".join(bytes(part.data) for part in parts), part_size)
     return [replace(parts[0], index=at, count=cut.count, data=cut.part(at)) for at in range(cut.count)]
 
 
@@ -255,7 +255,7 @@ class Tree:
             elif isinstance(action, Fetch) and path not in self.is_cut:
                 self._fetch(path, action)
             elif isinstance(action, Send) and path not in self.is_cut:
-                frame = wire.encode(action.message, "f", action.to or path)
+                frame = wire.encode(action.message, "f", action.to or path).whole()
                 if frame.retain:
                     self._retained[frame.topic] = frame
                 self._deliver(frame)
