@@ -75,9 +75,7 @@ def _everywhere(codec: str, strategy: str = "fedavg") -> Arm:
 RAW = _everywhere("raw")
 IID = (_everywhere("dz(0.15)"), _everywhere("dz(0.03)", "fedavg(1.5)"))
 SKEWED = (_everywhere("dz(0.1)"),)
-SOIL = (
-    Arm(name="dz(0.07), edges dz(0.15)", client="dz(0.07)", edge="dz(0.15)", down="dz(0.07)"),
-)
+SOIL = (Arm(name="dz(0.07), edges dz(0.15)", client="dz(0.07)", edge="dz(0.15)", down="dz(0.07)"),)
 #: What was run last, for `draw`: where, how coded, and the curve.
 _drawn: list[tuple[str, str, Curve]] = []
 
@@ -247,9 +245,7 @@ def _soil(arms: Sequence[Arm], seeds: Sequence[int]) -> list[Figure]:
                 for which in (0, 1)
             ]
             told = [", ".join(f"{percent:+.1f}" for percent in one) for one in worse]
-            said = (
-                f"{base / mean(moved):.1f} x fewer bytes; error {told[0]} % on later days, {told[1]} % unseen"
-            )
+            said = f"{base / mean(moved):.1f} x fewer bytes; error {told[0]} % on later days, {told[1]} % unseen"
         figures.append(
             Figure(
                 what=f"soil moisture, 80 rounds: {arm.name}",

@@ -50,9 +50,9 @@ def _training(rounds: int) -> list[Figure]:
                 number = note["round"].partition(".")[0]
                 slowest[number] = max(slowest.get(number, 0.0), note["seconds"] * 1000)
     times = [end - start for start, end in pairwise(opened)][WARM_UP:]
-    shares = [
-        100 * slowest[f"g{number}"] / (end - start) for number, (start, end) in enumerate(pairwise(opened), 1)
-    ][WARM_UP:]
+    shares = [100 * slowest[f"g{number}"] / (end - start) for number, (start, end) in enumerate(pairwise(opened), 1)][
+        WARM_UP:
+    ]
     return [
         spread_of("LeNet with training, 4 x 2,500 digits on this machine's cores: round", "ms", times),
         spread_of("  training on the slowest client", "% of the round", shares, "at least 85 is the goal"),

@@ -11,7 +11,7 @@ from hfl_mqtt.errors import ConfigError
             "codecs",
             "int9",
             "no codec is called 'int9', did you mean 'int8'? Known: bf16, dz, fp16, int4, int8, raw, rot1, rot2, "
-                "rot3, rot4, shuffle, stc, topk, zstd",
+            "rot3, rot4, shuffle, stc, topk, zstd",
         ),
         ("strategies", "fedagv", "no strategy is called 'fedagv', did you mean 'fedavg'? Known: fedavg"),
         ("tasks", "xyz", "no task is called 'xyz'. Known: mnist, soil-moisture"),
