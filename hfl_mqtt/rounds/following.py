@@ -24,6 +24,8 @@ PUSHED_S = 2.0
 #: How long to wait for what was fetched before asking again; doubles each time.
 FETCH_S = 3.0
 MAX_FETCH_S = 60.0
+#: How long to wait before a slot is looked at again that held what is no use; doubles each time.
+STALE_S = 0.1
 #: Parts asked for at a time.
 WINDOW = 8
 #: Of smaller models an idle node keeps deltas as if they had this many bytes.
@@ -59,7 +61,7 @@ class Following:
         self._blobs: dict[_Want, str] = {}
         self._asked: set[_Slot] = set()
         self._ask_at_s: float | None = None
-        self._wait_s = FETCH_S
+        self._wait_s, self._stale_s = FETCH_S, STALE_S
         self._asks = 0
         #: Whether what was put together was another model than the one called for.
         self._has_broken = False
@@ -86,7 +88,8 @@ class Following:
             self.forget()
             self._run = run
         self._target = manifest
-        self._wait_s, self._asks, self._has_broken = FETCH_S, 0, False
+        self._wait_s, self._asks = FETCH_S, 0
+        self._stale_s, self._has_broken = STALE_S, False
         self._since_s, self._last_part_s, self._has_heard = now, now, False
         broken = self._link()
         if self.has_arrived:
@@ -145,11 +148,12 @@ class Following:
                 is_broken = bool(broken)
         except Malformed as error:
             self._blobs.pop(want, None)
-            actions.append(note("malformed", reason=str(error)))
+            self._look_again(now)
+            return [*actions, note("malformed", reason=str(error))]
         if self._ask_at_s is None or self.has_arrived:
             return actions
-        if is_broken:  # what lies in the slots may be wrong: fetched over and over it would stay so
-            self._ask_at_s = now + self._wait_s
+        if is_broken:
+            self._look_again(now)
             return actions
         # On a slow link the next part takes about as long as this one did.
         patience_s = min(max(FETCH_S, 3 * gap_s), MAX_FETCH_S)
@@ -249,6 +253,18 @@ class Following:
             blob = self._blobs.get((is_key, version))
             parts = self._parts.missing("key" if is_key else "down", blob) if blob is not None else ()
             yield from ((is_key, version, index) for index in parts or (0,))
+
+    def _look_again(self, now: float) -> None:
+        """Look again where a slot held what is no use: an earlier run's, for a call may overtake its model on a bridge.
+
+        Soon, but ever more seldom, for fetched at once it would be the same; the parent is asked if that does not help.
+        """
+        if self._ask_at_s is None:
+            return
+        if self._stale_s < FETCH_S:
+            self._asks = 0
+        self._ask_at_s, self._wait_s = now + self._stale_s, FETCH_S
+        self._stale_s = min(2 * self._stale_s, MAX_FETCH_S)
 
     def _ask(self, now: float) -> list[Action]:
         self._asks += 1

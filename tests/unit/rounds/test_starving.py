@@ -149,12 +149,48 @@ def test_a_wrong_delta_that_lies_in_its_slot_is_not_fetched_over_and_over_but_th
                 slots[str(asked.version - 1)] = right[asked.version - 1]
         parts = [key if fetch.is_key else slots[name] for fetch in of(actions, Fetch) for name in fetch.slots]
         fetches += len(parts)
-        assert fetches <= 4 * (steps + 1)
+        assert fetches <= 9 * (steps + 1)
         actions = [action for part in parts for action in following.hear(part, now)]
         if not parts and not following.has_arrived:
             assert following.next_deadline is not None
             now = following.next_deadline
             actions = following.tick(now)
+    assert following.has_arrived
+
+
+def test_a_keyframe_of_an_earlier_run_that_still_lies_in_its_slot_is_not_fetched_over_and_over() -> None:
+    old, offer = offered(weights(5.0), run="q"), offered(weights(1.0), run="r")
+    following, now, fetches = Following(2**20), 0.0, 0
+    (slot,) = key_parts(old)
+    actions = following.want("r", offer.manifest, now)
+    while not following.has_arrived and now < 60.0:
+        if said(actions, WantModel):
+            (slot,) = key_parts(offer)
+        asked = len(of(actions, Fetch))
+        fetches += asked
+        assert fetches <= 8
+        actions = [action for _ in range(asked) for action in following.hear(slot, now)]
+        if not asked:
+            assert following.next_deadline is not None
+            now = following.next_deadline
+            actions = following.tick(now)
+    assert following.has_arrived
+    assert now < 10.0
+
+
+def test_a_keyframe_that_its_call_overtook_is_there_as_soon_as_it_has_crossed() -> None:
+    old, offer = offered(weights(5.0), run="q"), offered(weights(1.0), run="r")
+    following = Following(2**20)
+    following.want("r", offer.manifest, 0.0)
+    now = 0.0
+    for _ in range(3):
+        assert notes(following.hear(key_parts(old)[0], now)) == ["malformed"]
+        assert following.next_deadline is not None
+        now = following.next_deadline
+        looked = following.tick(now)
+        assert (len(of(looked, Fetch)), said(looked, WantModel)) == (1, [])
+    assert now < 1.0
+    following.hear(key_parts(offer)[0], 1.2)
     assert following.has_arrived
 
 
