@@ -141,7 +141,7 @@ def run(plan: RunPlan, arm: Arm, seed: int, *, metric: str, rounds: int, target:
     curve, moments = Curve(), []
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="hfl-bench-"))
-        federation = LocalFederation(plan, Path(directory), is_metered=True)
+        federation = LocalFederation(plan, Path(directory), is_all_metered=True)
         stack.callback(federation.stop)
         federation.start_brokers()
         federation.start_nodes()

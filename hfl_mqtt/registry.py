@@ -53,8 +53,9 @@ def make(group: str, text: str) -> Any:
     values = [_number(part) for part in arguments.split(",")] if arguments and arguments.strip() else []
     if len(values) > len(options):
         raise ConfigError(f"{takes}, got {len(values)} options")
-    if any(option.default is dataclasses.MISSING for option in options[len(values) :]):
-        raise ConfigError(f"{takes}: write {name}({', '.join(option.name for option in options)})")
+    needed = [option.name for option in options if option.default is dataclasses.MISSING]
+    if len(values) < len(needed):
+        raise ConfigError(f"{takes}: write {name}({', '.join(needed)})")
     return kind(**dict(zip((option.name for option in options), values, strict=False)))
 
 

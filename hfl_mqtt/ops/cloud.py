@@ -48,7 +48,8 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
     if is_shown:
         scores = "  ".join(f"{name} {value:.5g}" for name, value in result.history[-1].items())
         moved = sum(map(sum, result.moved.values())) / 1e6
-        told = f"{result.rounds} rounds in {result.seconds:.1f} s, {moved:.3g} MB on all links; {scores}"
+        rounds = "1 round" if result.rounds == 1 else f"{result.rounds} rounds"
+        told = f"{rounds} in {result.seconds:.1f} s, {moved:.3g} MB on all links; {scores}"
         if result.stopped is not None:
             told = f"{told}; stopped: {result.stopped}"
         echo_line(f"{told}; the model lies in {result.model}")

@@ -96,7 +96,7 @@ def run_demo(wishes: Wishes) -> None:
 class _Demo:
     def __init__(self, plan: Scenario, wishes: Wishes, console: Console, directory: Path) -> None:
         self._plan, self._wishes, self._console = plan, wishes, console
-        self._federation = LocalFederation(plan.run, directory)
+        self._federation = LocalFederation(plan.run, directory, is_metered=True)
         self._wake = threading.Event()
         self._per_round: list[Bytes] = []
         self._reported: set[str] = set()
@@ -198,7 +198,7 @@ class _Demo:
         closed = _rounds_closed(fleet, self._plan.run.rounds)
         has_closed = closed > len(self._per_round)
         while len(self._per_round) < closed:
-            self._per_round.append(self._bytes(fleet))
+            self._per_round.append(self._bytes())
         return has_closed
 
     def _title(self, fleet: Fleet) -> str:
@@ -210,19 +210,14 @@ class _Demo:
         view = fleet["cloud"]
         scores = "  ".join(f"{name} {value:.5f}" for name, value in view.scores.items())
         done = f"round {len(self._per_round)} of {self._plan.run.rounds}"
-        moved = self._bytes(fleet)
+        moved = self._bytes()
         return f"{done}  {scores}  WAN {size(moved.wan_up)} up, {size(moved.wan_down)} down"
 
-    def _bytes(self, fleet: Fleet) -> Bytes:
-        """Return all bytes so far: of the bridges from the relays, of the devices from their own sockets."""
+    def _bytes(self) -> Bytes:
+        """Return all bytes so far, as the relays count them: on the bridges, and between devices and their brokers."""
         wan_up, wan_down = self._federation.wan_bytes()
-        clients = [fleet[path].metrics for path in self._plan.run.clients if path in fleet]
-        return Bytes(
-            wan_up=wan_up,
-            wan_down=wan_down,
-            lan_up=sum(metrics.get("socket_out") or 0 for metrics in clients),
-            lan_down=sum(metrics.get("socket_in") or 0 for metrics in clients),
-        )
+        lan_up, lan_down = self._federation.lan_bytes()
+        return Bytes(wan_up=wan_up, wan_down=wan_down, lan_up=lan_up, lan_down=lan_down)
 
     def _alone(self, baselines: Baselines | None) -> Alone | None:
         if baselines is None:
@@ -292,7 +287,7 @@ class _Demo:
             rounds=summary["rounds"],
             seconds=seconds,
             scores=scores,
-            bytes=self._bytes(fleet),
+            bytes=self._bytes(),
             per_round=self._per_round,
             nodes=report.rows(fleet.nodes(), self._federation.journals()),
             model=Path(summary["model"]),

@@ -73,13 +73,22 @@ class LocalFederation:
         plan: what to run.
         directory: where everything is written: configurations, secrets, logs, journals, the model.
         is_relayed: whether bridges run through relays, which count and may cut; else straight to the cloud's broker.
-        is_metered: whether devices, edges and cloud reach their own brokers through counting relays, too.
+        is_metered: whether devices reach their farm's broker through counting relays, too.
+        is_all_metered: whether edges and cloud do so as well, which are on their brokers' own machines.
     """
 
-    def __init__(self, plan: RunPlan, directory: Path, *, is_relayed: bool = True, is_metered: bool = False) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        directory: Path,
+        *,
+        is_relayed: bool = True,
+        is_metered: bool = False,
+        is_all_metered: bool = False,
+    ) -> None:
         self.plan = plan
         self.directory = directory
-        self._is_relayed, self._is_metered = is_relayed, is_metered
+        self._is_relayed, self._is_metered, self._is_all_metered = is_relayed, is_metered, is_all_metered
         #: By farm: between its devices and its broker. By node: between an edge or the cloud and its own broker.
         self.lan_relays: dict[str, Relay] = {}
         self.local_relays: dict[str, Relay] = {}
@@ -100,7 +109,7 @@ class LocalFederation:
         ports = free_ports(1 + len(farms), HOST)
         for relay in self.relays.values():
             relay.target_port = ports[0]
-        if self._is_metered:
+        if self._is_metered or self._is_all_metered:
             self._meter(dict(zip(("cloud", *(f"cloud/{farm.name}" for farm in farms)), ports, strict=True)))
         site = Site(
             federation=self.plan.federation,
@@ -123,7 +132,8 @@ class LocalFederation:
 
     def _meter(self, ports: Mapping[str, int]) -> None:
         for path, port in ports.items():
-            self.local_relays[path] = Relay(HOST, HOST, target_port=port)
+            if self._is_all_metered:
+                self.local_relays[path] = Relay(HOST, HOST, target_port=port)
             if path != "cloud":
                 self.lan_relays[path] = Relay(HOST, HOST, target_port=port)
 

@@ -31,6 +31,17 @@ def held_back() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def noticed() -> Iterator[list[int]]:
+    """Give a list in which signals are written down, and raise nothing: for a loop that looks at it.
+
+    An exception may come at any moment, in a lock that is then never given back, or where Python only tells of it.
+    """
+    caught: list[int] = []
+    with _handled_by(lambda number, _frame: caught.append(number)):
+        yield caught
+
+
 def ignore() -> None:
     """Let nothing interrupt any more, until an outer `as_interrupt` ends."""
     for number in _SIGNALS:

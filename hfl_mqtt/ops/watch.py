@@ -17,10 +17,13 @@ from rich.text import Text
 from hfl_mqtt.config.sections import BrokerConfig, Federation
 from hfl_mqtt.config.wording import explain, key_text
 from hfl_mqtt.errors import BrokerError, ConfigError
+from hfl_mqtt.ops import signals
 from hfl_mqtt.ops.fleet import Viewer, table
 from hfl_mqtt.ops.journal import plain
 from hfl_mqtt.transport.link import Account
 
+#: How often the live table is drawn where nothing comes; a Ctrl-C is noticed then at the latest.
+LOOK_S = 0.5
 #: Most rows of one printed table.
 MAX_ROWS = 1000
 #: Retained messages arrive right after the subscription; a snapshot waits until none has come for this long.
@@ -66,15 +69,16 @@ def watch(account: Account, federation: str, *, once: bool, as_json: bool, wait_
                 arrived.clear()
             _print_once(viewer, federation, as_json=as_json)
             return
-        with Live(console=Console(), refresh_per_second=4, screen=False) as live:
-            while True:
+        with signals.noticed() as caught, Live(console=Console(), refresh_per_second=4, screen=False) as live:
+            while not caught:
                 if viewer.failure is not None:
                     raise viewer.failure
                 most = max(8, live.console.height - 6)
                 shown = _shown(viewer, federation, most=most, width=live.console.width)
                 live.update(shown)
-                arrived.wait(1.0)
+                arrived.wait(LOOK_S)
                 arrived.clear()
+        raise KeyboardInterrupt
     finally:
         viewer.close()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hfl_mqtt import __version__
 from hfl_mqtt.config.models import CloudConfig
-from hfl_mqtt.errors import RunFailed, TaskError
+from hfl_mqtt.errors import ConfigError, RunFailed, TaskError
 from hfl_mqtt.files import next_boot
 from hfl_mqtt.learning import residuals, start, store
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
@@ -71,7 +71,7 @@ def run(
         during: called with the process before anything starts, e.g. to let signals stop it.
 
     Raises:
-        ConfigError: the password cannot be read.
+        ConfigError: the password cannot be read, or `stop` names a score that the task does not have.
         HflError: the state directory cannot be written.
         TaskError: the task cannot build its model.
         BrokerError: wrong password, or no right.
@@ -102,7 +102,11 @@ def run(
         process.close()
         return None
     arithmetic = TensorArithmetic(make("strategies", config.strategy))
-    node = _node(config, run_id, boot, arithmetic, initial)
+    try:
+        node = _node(config, run_id, boot, arithmetic, initial)
+    except ConfigError:
+        process.close()
+        raise
     process.add(
         Runner(
             node,
@@ -134,6 +138,12 @@ def run(
 
 
 def _node(config: CloudConfig, run_id: str, boot: int, arithmetic: TensorArithmetic, initial: Initial) -> CloudNode:
+    named = config.stop.metric
+    if named is not None and named != initial.metric and not named.endswith(f"_{initial.metric}"):
+        raise ConfigError(
+            f"stop.metric {named!r} is no score of this task: the devices' own is {initial.metric!r}, those of the "
+            f"cloud's test sets are called after them, such as 'test_{initial.metric}'"
+        )
     weights = arithmetic.start(initial.start).weights()
     is_seed = config.initial == "seed" or (config.initial == "auto" and initial.is_reproducible)
     schedule = Schedule(

@@ -33,12 +33,13 @@ class Stop:
         """
         if self.budget_bytes is not None and moved_bytes >= self.budget_bytes:
             return f"{moved_bytes / 1e6:.3g} MB of a budget of {self.budget_bytes / 1e6:.3g} MB are spent"
+        # Version 0 was trained by nobody: it may be what others are no better than, but reaches no target.
         scores = [(version, scores[self.metric]) for version, scores in enumerate(history) if self.metric in scores]
         if not scores:
             return None
         sign = 1 if self.higher_is_better else -1
         version, score = scores[-1]
-        if self.target is not None and sign * score >= sign * self.target:
+        if self.target is not None and version and sign * score >= sign * self.target:
             return f"{self.metric} {score:.4g} of version {version} reaches the target {self.target:g}"
         if self.patience is not None:
             best, best_score = max(scores, key=lambda pair: (sign * pair[1], -pair[0]))

@@ -59,7 +59,7 @@ def test_a_chain_has_one_canonical_text(text: str, canonical: str) -> None:
         ("raw | zstd(nan)", "'nan' is not a finite number"),
         ("topk", "topk takes fraction: write topk(fraction)"),
         ("stc(0)", "stc takes a fraction over 0 and up to 1, not 0"),
-        ("dz", "dz takes fraction, step: write dz(fraction, step)"),
+        ("dz", "dz takes fraction, step: write dz(fraction)"),
         ("dz(0)", "dz takes a fraction over 0 and up to 1, not 0"),
         ("dz(0.1, 0)", "dz takes a step over 0 and up to 100, not 0"),
         ("dz(0.1, 101)", "dz takes a step over 0 and up to 100, not 101"),

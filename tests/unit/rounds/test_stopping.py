@@ -56,3 +56,9 @@ def test_a_version_without_a_score_is_not_one_without_improvement() -> None:
     stop = Stop(metric="accuracy", patience=2)
     assert stop.reason(scored("accuracy", 0.5, None), 0) is None
     assert stop.reason(scored("accuracy", 0.5, None, None), 0) is None
+
+
+def test_a_model_that_nobody_trained_reaches_no_target() -> None:
+    stop = Stop(metric="rmse", higher_is_better=False, target=0.5)
+    assert stop.reason([{"rmse": 0.1}], 0) is None
+    assert stop.reason([{"rmse": 0.1}, {"rmse": 0.4}], 0) == "rmse 0.4 of version 1 reaches the target 0.5"
