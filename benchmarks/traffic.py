@@ -45,7 +45,7 @@ def _figures(codec: str, per_round: Mapping[str, float], *, clients: int, farms:
             note = f"{total / RAW_BYTES:.3f} x fp32; of it {total - blobs:,.0f} B control and framing"
             figures.append(Figure(what=f"{codec}: {hop.upper()}, {way}, per {who}", value=total, unit="B", note=note))
     # Metrics go out at most every 10 s: in rounds of milliseconds they hardly count, in long ones they are most of it.
-    note = "both hops, both ways, without metrics: these add about 1.9 kB where rounds last over 10 s"
+    note = "both hops, both ways; metrics hardly count in rounds this short"
     return [*figures, Figure(what=f"{codec}: control per client and round", value=control, unit="B", note=note)]
 
 
