@@ -26,6 +26,8 @@ REPEATS = 9
 TENSORS = 8
 #: Samples behind the updates of a small farm.
 WEIGHTS = (160, 20, 45, 77, 33, 129)
+#: The same, one so light that its update counts in another unit than theirs: five of six are shifted.
+UNEVEN = (160, 6, 20, 45, 77, 33)
 #: Elements of the tensors of a small model, the 44,426-parameter CNN, and how its updates come.
 SMALL = (150, 6, 2400, 16, 30_720, 120, 10_080, 84, 840, 10)
 SMALL_CODECS = ("raw", "raw | zstd", "int8 | zstd", "rot1", "dz(0.15)")
@@ -33,7 +35,7 @@ SMALL_REPEATS = 100
 
 
 def measure(sizes_mb: tuple[float, ...] = SIZES_MB, repeats: int = REPEATS) -> list[Figure]:
-    """Time the sum in its three ways (cells of 4 bytes; of different rounding; of 8 bytes), and the mean."""
+    """Time the sum in its three ways (cells of 4 bytes; with bits shifted; of 8 bytes), and the mean."""
     figures = []
     for size_mb in sizes_mb:
         rng = np.random.default_rng(7)
@@ -48,6 +50,7 @@ def measure(sizes_mb: tuple[float, ...] = SIZES_MB, repeats: int = REPEATS) -> l
         for what, weights, first in (
             ("clients of one weight", (32,), 32),
             ("clients of weights 20 to 160", WEIGHTS, 160),
+            ("clients of weights 6 to 160, in two units", UNEVEN, 160),
             ("after an update a million times heavier", (32,), 32_000_000),
         ):
             figures.append(clock.time(f"sum, {what}", _adding(delta, weights, first), repeats))

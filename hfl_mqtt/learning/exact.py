@@ -32,11 +32,14 @@ SMALL = 1 << 14
 
 #: What a float32 holds besides its sign and the leading bits of `_MAGIC`: a rounded element is at most 2^22 units.
 _PRECISION_BITS = 22
+#: Blocks round to every 2nd power of two only, so that updates of like weight and size count in the same unit: bits of
+#: another unit have to be shifted, which takes as long as an addition. It costs one bit of the 22 at worst.
+_STRIDE_BITS = 2
 _LIMIT = 2**63
 #: A float32 in [2^23, 2^24] has a last bit of 1. So adding this rounds to an integer, and the bits of the sum are those
 #: of `_MAGIC` plus that integer: rounding and conversion in the one pass of an addition.
-_MAGIC = np.float32(1.5 * 2**23)
-_MAGIC_BITS = int(_MAGIC.view(np.int32))
+_MAGIC = np.array([1.5 * 2**23], dtype=np.float32)
+_MAGIC_BITS = int(_MAGIC.view(np.int32)[0])
 #: The same of a float64: its last bit is 1 in [2^52, 2^53], and what is added may have 2^51 units.
 _WIDE_MAGIC = np.float64(1.5 * 2**52)
 _WIDE_MAGIC_BITS = int(_WIDE_MAGIC.view(np.int64))
@@ -52,8 +55,17 @@ class Scratch:
 
     def __init__(self, size: int) -> None:
         self.singles = np.empty(size, dtype=np.float32)
+        self.bits = self.singles.view(np.int32)
         self.doubles = np.empty(size, dtype=np.float64)
         self.ints = np.empty(size, dtype=np.int64)
+        #: An operand in an array costs a ufunc less time than one in a scalar.
+        self.factor = np.empty(1, dtype=np.float32)
+
+    def rounded(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Return room for floats, and the same memory as integers."""
+        if size == self.singles.size:
+            return self.singles, self.bits
+        return self.singles[:size], self.bits[:size]
 
 
 class Block(ABC):
@@ -85,7 +97,7 @@ class Block(ABC):
     def _peak(self, values: NDArray[Any]) -> float:
         """Return the largest magnitude; `Refused` where there is NaN or infinity: both go through min and max."""
         peak = max(-float(np.minimum.reduce(values)), float(np.maximum.reduce(values)))
-        if not math.isfinite(peak):
+        if not peak < math.inf:
             raise Refused(f"{self.blamed(values)} holds NaN or infinity")
         return peak
 
@@ -94,16 +106,13 @@ class Block(ABC):
         at = int(np.argmax(np.abs(values)))
         return shown(next(name for name, end in self.names if at < end))
 
-    def bound_after(self, values: NDArray[Any], peak: float, weight: int, units: int, sign: int) -> int:
-        """Return the bound with an update whose largest weighted element has this many units."""
-        bound = self.bound + sign * units
-        if bound >= _LIMIT:
-            one = 1 << self.fraction_bits
-            raise Refused(
-                f"{self.blamed(values)}: weight {weight} x delta {peak:.4g} on top of {self.bound / one:.4g} "
-                f"passes {_LIMIT / one:.4g}, the range of a sum"
-            )
-        return bound
+    def beyond(self, values: NDArray[Any], peak: float, weight: int) -> Refused:
+        """Return what to say of an update that would lift the bound to `_LIMIT` or more."""
+        one = 1 << self.fraction_bits
+        return Refused(
+            f"{self.blamed(values)}: weight {weight} x delta {peak:.4g} on top of {self.bound / one:.4g} "
+            f"passes {_LIMIT / one:.4g}, the range of a sum"
+        )
 
 
 class Singles(Block):
@@ -114,14 +123,14 @@ class Singles(Block):
     ones 2^-32. `offset` is what they hold too much: the bits of `_MAGIC` from every addition, modulo the width.
     """
 
-    __slots__ = ("bits", "exponent", "is_narrow", "narrow", "offset", "rounded")
+    __slots__ = ("exponent", "is_narrow", "narrow", "offset", "room")
 
     def __init__(self, names: Names, cells: NDArray[np.int64], scratch: Scratch) -> None:
         super().__init__(names, cells, scratch)
         self.exponent, self.is_narrow, self.offset = 0, True, 0
+        #: The bound that cells of this width and exponent have no room for any more.
+        self.room = 0
         self.narrow = cells.view(np.int32)[: cells.size]
-        self.rounded = scratch.singles[: cells.size]
-        self.bits = self.rounded.view(np.int32)
 
     def add(self, values: NDArray[Any], weight: int, sign: int = 1) -> None:
         """Add or take back; see `Block.add`."""
@@ -129,21 +138,27 @@ class Singles(Block):
         if not peak:
             return
         weighted = peak * float(weight)
-        # weighted < 2^e, rounded to a multiple of 2^(e - _PRECISION_BITS); the 1 covers all roundings on the way.
-        exponent = max(math.frexp(weighted)[1] - _PRECISION_BITS, -FRACTION_BITS)
+        # weighted < 2^above, rounded to a multiple of 2^(above - _PRECISION_BITS); 1 covers all roundings on the way.
+        above = -(-math.frexp(weighted)[1] // _STRIDE_BITS) * _STRIDE_BITS
+        exponent = max(above - _PRECISION_BITS, -FRACTION_BITS)
         units = int(math.ldexp(weighted, -exponent)) + 1
-        bound = self.bound_after(values, peak, weight, units << (exponent + FRACTION_BITS), sign)
-        self._make_room(max(bound, self.bound), exponent)
-        np.multiply(values, np.float32(math.ldexp(weight, -exponent)), out=self.rounded, dtype=np.float32)
-        np.add(self.rounded, _MAGIC, out=self.rounded)
+        bound = self.bound + sign * (units << (exponent + FRACTION_BITS))
+        if bound >= _LIMIT:
+            raise self.beyond(values, peak, weight)
+        if bound >= self.room or exponent < self.exponent or not self.bound:
+            self._make_room(max(bound, self.bound), exponent)
+        rounded, bits = self.scratch.rounded(values.size)
+        self.scratch.factor[0] = math.ldexp(weight, -exponent)
+        np.multiply(values, self.scratch.factor, rounded)
+        np.add(rounded, _MAGIC, rounded)
         add, shift = np.add if sign > 0 else np.subtract, exponent - self.exponent
         if self.is_narrow:
             if shift:
-                np.left_shift(self.bits, shift, out=self.bits)
-            add(self.narrow, self.bits, out=self.narrow)
+                np.left_shift(bits, shift, bits)
+            add(self.narrow, bits, self.narrow)
         else:
             wide = self.scratch.ints[: values.size]
-            np.copyto(wide, self.bits)
+            np.copyto(wide, bits)
             np.left_shift(wide, shift, out=wide)
             add(self.cells, wide, out=self.cells)
         self.offset += sign * (_MAGIC_BITS << shift)
@@ -160,15 +175,14 @@ class Singles(Block):
 
     def _make_room(self, bound: int, exponent: int) -> None:
         """Make the cells such that they hold multiples of 2^`exponent` up to `bound`."""
-        finest = min(exponent, self.exponent)
         if not self.bound:
             self.exponent, self.is_narrow, self.offset = exponent, True, 0
             self.narrow.fill(0)
-        elif not self.is_narrow:
-            return
-        elif bound >> (finest + FRACTION_BITS) >= 2**31:
+        finest = min(exponent, self.exponent)
+        self.room = 2**31 << (finest + FRACTION_BITS)
+        if bound >= self.room:
             self.cells[:] = self._whole().astype(np.int64) << (self.exponent + FRACTION_BITS)
-            self.exponent, self.is_narrow, self.offset = -FRACTION_BITS, False, 0
+            self.exponent, self.is_narrow, self.offset, self.room = -FRACTION_BITS, False, 0, _LIMIT
         elif finest < self.exponent:
             self.offset <<= self.exponent - finest
             self.narrow <<= self.exponent - finest
@@ -198,7 +212,9 @@ class Doubles(Block):
         factor = float(weight) * 2.0**FRACTION_BITS
         peak = self._peak(values)
         largest = peak * factor  # as below; rounding keeps the order
-        bound = self.bound_after(values, peak, weight, round(largest) if largest < _LIMIT else _LIMIT, sign)
+        bound = self.bound + sign * (round(largest) if largest < _LIMIT else _LIMIT)
+        if bound >= _LIMIT:
+            raise self.beyond(values, peak, weight)
         if not self.bound:
             self.cells.fill(0)
             self.offset = 0
@@ -238,7 +254,9 @@ class Integers(Block):
     def add(self, values: NDArray[Any], weight: int, sign: int = 1) -> None:
         """Add or take back; see `Block.add`."""
         peak = max(-int(values.min()), int(values.max()))
-        bound = self.bound_after(values, peak, weight, peak * weight, sign)
+        bound = self.bound + sign * peak * weight
+        if bound >= _LIMIT:
+            raise self.beyond(values, peak, weight)
         if peak > self.span:
             raise Refused(f"{self.blamed(values)} would leave the range of {self.dtype.name}: a delta of {peak}")
         if not self.bound:

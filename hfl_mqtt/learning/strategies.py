@@ -32,14 +32,17 @@ MAX_WEIGHT = 2**53
 class Sum(Protocol):
     """One round's running sum of weighted deltas."""
 
-    def add(self, tensors: Tensors, weight: int) -> None:
+    def add(self, tensors: Tensors, weight: int, share: float = 1.0) -> None:
         """Add a mean delta, tensor by tensor as it comes, with the samples behind it.
+
+        Of a `share` below 1 only so much is added, while `weight` counts as a whole: a late update is discounted so,
+        as in FedBuff (Nguyen et al. 2022, 2106.06639). It is rounded to whole samples, at least one.
 
         Where something is wrong in the middle, `tensors` is called a second time to take back what was added.
 
         Raises:
-            Refused: it does not fit the layout, is not finite, would overflow, or `weight` is not positive. Nothing has
-                been added then, nor where `tensors` itself raises.
+            Refused: it does not fit the layout, is not finite, would overflow, `weight` is not positive, or `share` not
+                above 0 and at most 1. Nothing has been added then, nor where `tensors` itself raises.
             Misuse: `tensors` raised earlier the second time than the first; the sum is worthless.
         """
 
@@ -68,8 +71,8 @@ class FixedPointSum:
     """(sum of weight x delta, sum of weights) in integers: at most 8 bytes an element, nothing per client.
 
     Each block of up to `BLOCK` elements of a float16 or float32 tensor is rounded to a power of two: the largest
-    weight x |delta| in the block of this very update, 2^-22 of it to 2^-21, but no finer than 2^-32. An element is off
-    by less than that once weighted, so less than 2^-21 of its block's largest delta; weights above 2^24 are themselves
+    weight x |delta| in the block of this very update, 2^-22 of it to 2^-20, but no finer than 2^-32. An element is off
+    by less than that once weighted, so less than 2^-20 of its block's largest delta; weights above 2^24 are themselves
     rounded to float32. float64, and tensors so small that they share a block, are rounded to multiples of 2^-32;
     integers are exact.
 
@@ -83,6 +86,9 @@ class FixedPointSum:
     >>> total.add({"w": np.array([8, 1], "f4")}.items, weight=3)
     >>> total.mean()["w"].tolist(), total.weight
     ([7.0, 0.75], 4)
+    >>> total.add({"w": np.array([14, 8], "f4")}.items, weight=4, share=0.5)
+    >>> total.mean()["w"].tolist(), total.weight
+    ([7.0, 2.375], 8)
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -95,17 +101,20 @@ class FixedPointSum:
         """The sum of weights so far."""
         return self._weight
 
-    def add(self, tensors: Tensors, weight: int) -> None:
+    def add(self, tensors: Tensors, weight: int, share: float = 1.0) -> None:
         """Add a mean delta with the samples behind it; see `Sum.add`."""
         if not 0 < weight <= MAX_WEIGHT - self._weight:
             raise Refused(f"weight {weight}: must be positive, and with {self._weight} so far at most {MAX_WEIGHT}")
+        if not 0 < share <= 1:
+            raise Refused(f"share {share}: must be above 0 and at most 1")
+        counted = max(1, round(weight * share))
         done = 0
         try:
             for block, values in self._parts(tensors):
-                block.add(values, weight)
+                block.add(values, counted)
                 done += 1
         except Exception:
-            self._take_back(tensors, weight, done)
+            self._take_back(tensors, counted, done)
             raise
         self._weight += weight
 

@@ -145,22 +145,41 @@ def test_updates_of_a_small_farm_need_four_bytes_an_element() -> None:
 
 def test_the_finest_rounding_so_far_is_that_of_narrow_cells() -> None:
     block, found = singles(1), []
-    # 1 < 2^1, so it counts in 2^(1 - 22); 8 < 2^4 in 2^(4 - 22); and a quarter < 2^-1 in 2^(-1 - 22).
-    for value in (1.0, 8.0, 0.25):
+    # Every 2nd power of two: 1 < 2^2 counts in 2^(2 - 22), 8 < 2^4 in 2^(4 - 22), a quarter < 2^0 in 2^(0 - 22).
+    for value in (1.0, 8.0, 16.0, 0.25):
         block.add(f4(value), 1)
         found.append(block.exponent)
-    assert found == [-21, -21, -23]
+    assert found == [-20, -20, -20, -22]
     assert block.is_narrow
-    assert mean_of(block, 1) == [9.25]
+    assert mean_of(block, 1) == [25.25]
+
+
+def test_what_is_just_below_a_power_of_two_that_blocks_round_to_fits_a_float() -> None:
+    # 16 less its last bit, 2^-20, is 2^22 units of 2^-18 less a quarter: rounded 2^22, all that a float has room for.
+    block, below = singles(2), float(np.nextafter(np.float32(16), np.float32(0)))
+    for sign in (1, 1, -1):
+        block.add(f4(below, -below), 1, sign=sign)
+    assert block.exponent == -18
+    assert mean_of(block, 1) == [16, -16]
+
+
+def test_a_full_farm_of_updates_needs_four_bytes_an_element() -> None:
+    # 1 < 2^2 is 2^20 units, and 2^31 are too many: one unit more is put down for each update, for all its roundings.
+    block, count = singles(1), 0
+    while block.is_narrow:
+        block.add(f4(1), 1)
+        count += 1
+    assert count == 2**11
+    assert mean_of(block, count) == [1]
 
 
 def test_cells_widen_where_loud_and_quiet_do_not_fit_four_bytes_in_any_order() -> None:
-    for values in ((1.0, 2.0**10), (2.0**10, 1.0)):
+    for values in ((1.0, 2.0**14), (2.0**14, 1.0)):
         block = singles(1)
         for value in values:
             block.add(f4(value), 1)
         assert not block.is_narrow
-        assert mean_of(block, 1) == [1025]
+        assert mean_of(block, 1) == [2**14 + 1]
 
 
 def test_what_was_taken_back_is_gone_in_either_width() -> None:
