@@ -11,7 +11,7 @@ ARGS ?=
 # One thread of maths per process: several train at once.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check bench install clean
+.PHONY: help demo test check bench fuzz install clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -31,6 +31,9 @@ check: install  ## lint, format, types, import layers
 
 bench: install  ## measure, print a table, save it under benchmarks/results
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: install  ## random plans of faults in the simulator, each checked; ARGS="--plans 10000 --seed 0"
+	@$(BIN)/python -m hfl_mqtt.sim.fuzz $(ARGS)
 
 install: $(VENV)/.ready  ## what demo, test, check and bench need
 

@@ -84,7 +84,7 @@ class SlowFederation(LocalFederation):
     """One whose cloud sends its weights, over bridges of `rate_mbit_s`."""
 
     def __init__(self, what: RunPlan, directory: Path, *, megabytes: float, rate_mbit_s: float) -> None:
-        super().__init__(what, directory)
+        super().__init__(what, directory, device_metrics=True)  # the heart beats as a device's
         os.environ["HFL_BULK_MB"] = str(megabytes)  # the nodes' processes read it
         self._rate_bytes_per_s = rate_mbit_s * 1e6 / 8
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -20,13 +20,15 @@ TASKS = Path(__file__).resolve().parent / "tasks"
 LIMIT_S = 90.0
 
 
-def plan(task: str, *, farms: int, devices: int, is_split: bool = True) -> RunPlan:
-    """Return a plan for one of the task files beside this one; nobody scores anything."""
+def plan(
+    task: str, *, farms: int, devices: int, is_split: bool = True, data: Mapping[str, Any] | None = None
+) -> RunPlan:
+    """Return a plan for one of the task files beside this one, with `data` for each device; nobody scores anything."""
     return RunPlan(
         farms=tuple(
             FarmPlan(
                 name=f"farm-{farm}",
-                devices=tuple(Device(name=f"pi-{device}", data={}) for device in range(devices)),
+                devices=tuple(Device(name=f"pi-{device}", data=data or {}) for device in range(devices)),
                 is_split=is_split,
             )
             for farm in range(farms)
@@ -60,11 +62,12 @@ class Bench:
         *,
         meanwhile: Callable[[], object] = lambda: None,
         tiers: Sequence[dict[str, Any]] | None = None,
+        limit_s: float = LIMIT_S,
     ) -> None:
         """Have a cloud run `rounds` rounds from start to end; `meanwhile` is called all the time.
 
         Raises:
-            HflError: the cloud failed, or took longer than `LIMIT_S`.
+            HflError: the cloud failed, or took longer than `limit_s`.
         """
         old = self.federation.plan
         self.federation.plan = replace(old, rounds=rounds, tiers=tuple(tiers) if tiers else old.tiers)
@@ -74,7 +77,7 @@ class Bench:
             meanwhile()
             return self.federation.check_cloud() is not None
 
-        wait_until(is_over, "the cloud's end")
+        wait_until(is_over, "the cloud's end", limit_s)
 
     def calm(self, reading: Callable[[], Any], quiet_s: float = 0.6) -> Any:
         """Return a reading once it has not changed for a while, so that nothing is on its way any more."""
@@ -98,14 +101,15 @@ class Bench:
 
 
 @contextmanager
-def running(what: RunPlan, *, is_watched: bool = True) -> Iterator[Bench]:
+def running(what: RunPlan, *, is_watched: bool = True, is_metered: bool = False) -> Iterator[Bench]:
     """Start the brokers, the edges and the clients, wait until all are ready, and end everything afterwards.
 
-    Where it is not watched, nobody counts bytes and reads along while it runs: that would cost it time.
+    Where it is not watched, nobody counts bytes on the bridges and reads along while it runs: that would cost it time.
+    Where it is metered, the bytes between devices and their brokers are counted as well.
     """
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="hfl-bench-"))
-        federation = LocalFederation(what, Path(directory), is_relayed=is_watched)
+        federation = LocalFederation(what, Path(directory), is_relayed=is_watched, is_metered=is_metered)
         stack.callback(federation.stop)
         federation.start_brokers()
         viewer = Viewer(federation.account("viewer"), what.federation)
@@ -126,7 +130,7 @@ def wait_until(is_so: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -
     """Look again and again until it is so.
 
     Raises:
-        HflError: it was not within `LIMIT_S`.
+        HflError: it was not within `limit_s`.
     """
     give_up_s = time.monotonic() + limit_s
     while not is_so():

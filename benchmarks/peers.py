@@ -129,7 +129,7 @@ def _ours(folder: Path) -> list[Measured]:
         with ExitStack() as stack:
             marks = stack.enter_context(Marks())
             stack.enter_context(_told(PEER_DATA=str(folder), PEER_MARKS=str(marks.port)))
-            bench = stack.enter_context(running(_plan()))
+            bench = stack.enter_context(running(_plan(), is_metered=True))
             measured.append(_trained(bench, codec, marks, idle[codec]))
     return measured
 
@@ -182,10 +182,7 @@ def _roots(bench: Bench) -> Mapping[str, int]:
 
 def _read(bench: Bench) -> tuple[int, int, int, int]:
     """Return the bytes of all clients' sockets up and down, and those of the bridges."""
-    metrics = [bench.fleet[path].metrics for path in bench.federation.plan.clients]
-    lan_up = sum(values.get("socket_out") or 0 for values in metrics)
-    lan_down = sum(values.get("socket_in") or 0 for values in metrics)
-    return int(lan_up), int(lan_down), *bench.federation.wan_bytes()
+    return *bench.federation.lan_bytes(), *bench.federation.wan_bytes()
 
 
 @contextmanager

@@ -226,7 +226,7 @@ def crowded(farms: int, devices: int, *, task: str = TASK) -> Iterator[Crowd]:
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="hfl-bench-"))
         what = plan(task, farms=farms, devices=devices)
-        federation = LocalFederation(what, Path(directory))
+        federation = LocalFederation(what, Path(directory), device_metrics=True)  # which count the clients' bytes
         stack.callback(federation.stop)
         federation.start_brokers()
         viewer = Viewer(federation.account("viewer"), what.federation)

@@ -28,21 +28,34 @@ brokers_app = typer.Typer(
     epilog="Example: hfl brokers render brokers/site.yaml --out my-brokers",
 )
 app.add_typer(brokers_app, name="brokers")
+run_app = typer.Typer(
+    no_args_is_help=True,
+    help="Steer a run that goes on: hold it back, let it go on, end it, see how it stands.",
+    epilog="Example: hfl run pause --config configs/cloud.yaml",
+)
+app.add_typer(run_app, name="run")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The role's YAML; see configs/ for examples.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the journal has it all.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
-@app.command(epilog="Example: hfl cloud --config configs/cloud.yaml")
-def cloud(config: Config, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Run the cloud: wait for the edges, run all rounds, save the model, and end."""
+@app.command(epilog="Example: hfl cloud --config configs/cloud.yaml. Steer it with hfl run.")
+def cloud(
+    config: Config,
+    new: Annotated[
+        bool, typer.Option("--new", help="Begin another run, rather than go on with an unfinished one.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run the cloud: wait for the edges, run all rounds, save the model, and end; an unfinished run goes on."""
     from hfl_mqtt.config.models import CloudConfig
     from hfl_mqtt.config.roles import load_role
     from hfl_mqtt.ops.cloud import run_cloud
 
     logs.to_stderr(quiet=quiet)
-    run_cloud(load_role(config, CloudConfig), quiet=quiet, as_json=as_json)
+    run_cloud(load_role(config, CloudConfig), quiet=quiet, as_json=as_json, is_new=new)
 
 
 @app.command(epilog="Example: hfl edge --config configs/edge.yaml")
@@ -108,6 +121,76 @@ def watch(
     look(account, federation, once=once, as_json=as_json)
 
 
+@app.command(epilog="Example: hfl assign cloud/farm-a/pi-07 cloud/farm-b/pi-07 --config configs/edge.yaml")
+def assign(
+    child: Annotated[str, typer.Argument(help="The device, by the name it has now.")],
+    to: Annotated[str, typer.Argument(help="Its name at the other home, one of the homes in its own YAML.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="The YAML of its parent: an edge, or the cloud.")],
+    wait: Annotated[float, typer.Option(help="How long to wait until it has gone, in seconds.", min=0)] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Have a device go on under another parent; what it does for this one is finished first."""
+    from hfl_mqtt.config.models import CloudConfig, EdgeConfig
+    from hfl_mqtt.config.roles import load_any
+    from hfl_mqtt.errors import ConfigError
+    from hfl_mqtt.ops.assign import assign as move
+
+    settings = load_any(config)
+    if not isinstance(settings, CloudConfig | EdgeConfig):
+        raise ConfigError(f"{config}: give the YAML of the device's parent, an edge or the cloud")
+    move(settings, child, to, wait_s=wait, as_json=as_json)
+
+
+def _steer(order: str, config: Path, *, run: str, wait: float, as_json: bool) -> None:
+    from hfl_mqtt.config.models import CloudConfig
+    from hfl_mqtt.config.roles import load_role
+    from hfl_mqtt.ops.steering import steer
+    from hfl_mqtt.protocol.messages import Order
+
+    steer(load_role(config, CloudConfig), Order(order), wait_s=wait, as_json=as_json, run=run)
+
+
+CloudFile = Annotated[Path, typer.Option("--config", "-c", help="The cloud's YAML: where to ask, and as whom.")]
+RunName = Annotated[str, typer.Option("--run", help="Only this run; by default whichever is there.")]
+Wait = Annotated[
+    float, typer.Option("--wait", help="Seconds to wait until it is so; the open round comes first.", min=0)
+]
+
+
+@run_app.command(epilog="Example: hfl run pause --config configs/cloud.yaml")
+def pause(config: CloudFile, run: RunName = "", wait: Wait = 60.0, as_json: Json = False) -> None:
+    """Open no round after this one, until it is resumed; also over restarts of the cloud."""
+    _steer("pause", config, run=run, wait=wait, as_json=as_json)
+
+
+@run_app.command(epilog="Example: hfl run resume --config configs/cloud.yaml")
+def resume(config: CloudFile, run: RunName = "", wait: Wait = 60.0, as_json: Json = False) -> None:
+    """Let a paused run go on."""
+    _steer("resume", config, run=run, wait=wait, as_json=as_json)
+
+
+@run_app.command(epilog="Example: hfl run stop --config configs/cloud.yaml")
+def stop(config: CloudFile, run: RunName = "", wait: Wait = 60.0, as_json: Json = False) -> None:
+    """End the run with this round, with the model that it has then."""
+    _steer("stop", config, run=run, wait=wait, as_json=as_json)
+
+
+@run_app.command(epilog="Example: hfl run drain --config configs/cloud.yaml, then shut the machine down")
+def drain(config: CloudFile, run: RunName = "", wait: Wait = 60.0, as_json: Json = False) -> None:
+    """End the cloud's program with this round; the run goes on when it is started again."""
+    _steer("drain", config, run=run, wait=wait, as_json=as_json)
+
+
+@run_app.command(epilog="Example: hfl run status --config configs/cloud.yaml --json")
+def status(config: CloudFile, as_json: Json = False) -> None:
+    """Say how the run stands; where the cloud does not run, from its state folder."""
+    from hfl_mqtt.config.models import CloudConfig
+    from hfl_mqtt.config.roles import load_role
+    from hfl_mqtt.ops.steering import status as look
+
+    look(load_role(config, CloudConfig), as_json=as_json)
+
+
 @brokers_app.command(epilog="Example: hfl brokers render brokers/site.yaml --out my-brokers")
 def render(
     site: Annotated[Path, typer.Argument(help="The site file; see brokers/site.yaml.")],
@@ -156,6 +239,21 @@ def demo(
         as_json=as_json,
     )
     run_demo(wishes)
+
+
+@app.command(epilog="Example: hfl simulate --config configs/sim.yaml. Exit code 1: an invariant broke.")
+def simulate(
+    config: Annotated[Path, typer.Option("--config", "-c", help="YAML with `role: simulation`; see configs/sim.yaml.")],
+    seed: Annotated[
+        int | None, typer.Option(help="In place of the file's; equal seeds give equal runs.", min=0)
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Simulate a federation under a virtual clock, with a plan of faults, and check that every update counts once."""
+    from hfl_mqtt.ops.simulate import simulate as run
+
+    run(config, as_json=as_json, quiet=quiet, seed=seed)
 
 
 def main() -> None:

@@ -37,6 +37,10 @@ class RunFailed(HflError):
     exit_code = 5
 
 
+class Unwritable(HflError):
+    """The disk cannot take what must be durable: it is full, read-only or failing. Who waits may go on later."""
+
+
 class Malformed(HflError):
     """Bytes from the network that are not what they should be. Caught at the border; `str()` is the reason."""
 

@@ -1,8 +1,10 @@
 """LeNet whose training is no training: what is left of a round is the framework's own time.
 
-`train` adds noise rather than nothing, so that updates and models take as many bytes as real ones.
+`train` adds noise rather than nothing, so that updates and models take as many bytes as real ones. It may take a while:
+a device's `seconds`.
 """
 
+import time
 from typing import Any
 
 import torch
@@ -17,8 +19,9 @@ def model() -> torch.nn.Module:
     return LeNet()
 
 
-def data(options: dict[str, Any]) -> tuple[Any, None]:  # noqa: ARG001
-    return (torch.zeros(32, 1, 28, 28, dtype=torch.uint8), torch.zeros(32, dtype=torch.int64)), None
+def data(options: dict[str, Any]) -> tuple[Any, None]:
+    # What each image shows is how many seconds it takes to train.
+    return (torch.zeros(32, 1, 28, 28, dtype=torch.uint8), torch.full((32,), options.get("seconds", 0))), None
 
 
 def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -31,6 +34,7 @@ def score(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def train(model: torch.nn.Module, data: Any, plan: Any, stop: Any) -> TrainResult:  # noqa: ARG001
+    time.sleep(int(data[1][0]))
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=1e-3)
-    return TrainResult(loss=0.0, samples=len(data[0]), steps=0)
+    return TrainResult(loss=float(torch.rand(())), samples=len(data[0]), steps=0)

@@ -30,7 +30,7 @@ from hfl_mqtt.config.sections import (
 from hfl_mqtt.config.units import Duration, LocalPath, Real, Size, Whole, duration_text
 from hfl_mqtt.config.wording import KeyPath, misplaced
 from hfl_mqtt.protocol import messages
-from hfl_mqtt.protocol.topics import parent
+from hfl_mqtt.protocol.topics import is_path, parent
 from hfl_mqtt.transport.link import Account
 
 __all__ = [
@@ -40,6 +40,8 @@ __all__ = [
     "DemoConfig",
     "DeviceConfig",
     "EdgeConfig",
+    "HomeConfig",
+    "LeaseConfig",
     "PlanConfig",
     "Secret",
     "TaskConfig",
@@ -163,7 +165,7 @@ class CloudConfig(_Aggregator):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        mistakes = [*self._unreachable(), *_too_short(self.tiers)]
+        mistakes = [*self._unreachable(), *_too_short(self.tiers), *_alone(self.tiers)]
         if mistakes:
             raise misplaced(*mistakes)
         return self
@@ -172,11 +174,12 @@ class CloudConfig(_Aggregator):
         first = self.tiers[0]
         if "rounds" in first.model_fields_set:
             yield ("tiers", 0, "rounds"), "the cloud's own rounds stand at the top, in rounds: leave this one out"
-        if isinstance(first.quorum, int) and first.quorum > self.wait_for:
+        key, count = ("buffer", first.buffer) if first.mode == "async" else ("quorum", first.quorum)
+        if isinstance(count, int) and count > self.wait_for:
             yield (
-                ("tiers", 0, "quorum"),
-                f"{first.quorum} children must answer, but the first round starts with {self.wait_for}: "
-                f"raise wait_for to {first.quorum}, or lower this",
+                ("tiers", 0, key),
+                f"{count} children must answer, but the first round starts with {self.wait_for}: "
+                f"raise wait_for to {count}, or lower this",
             )
 
     def to_tiers(self) -> tuple[messages.Tier, ...]:
@@ -195,6 +198,25 @@ class CloudConfig(_Aggregator):
         return self.out or self.state_path() / "out"
 
 
+def _holder(text: str) -> str:
+    if not is_path(text) or "/" in text:
+        raise ValueError(f"must be one name of letters, digits, '_', '.' and '-', such as box-1, got {text[:60]!r}")
+    return text
+
+
+class LeaseConfig(Section):
+    """One of several processes that could be this edge: whoever holds the lease is."""
+
+    holder: Annotated[str, AfterValidator(_holder)] = Field(
+        description="This process's own name; every process that shares the edge's name has another one."
+    )
+    lasts: Annotated[Duration, Field(ge=1, le=3600)] = Field(
+        default=15.0,
+        alias="for",
+        description="How long a lease lasts: when the holder is lost, another leads after this time and two seconds.",
+    )
+
+
 class EdgeConfig(_Aggregator):
     """An aggregator between its children and its parent. Its rounds are the cloud's to say."""
 
@@ -207,6 +229,15 @@ class EdgeConfig(_Aggregator):
     until_finished: bool = Field(
         default=False, description="Whether to end when a run has finished, rather than wait for the next."
     )
+    lease: LeaseConfig | None = Field(
+        default=None, description="Share this edge's name with standbys; one of them goes on when it is lost."
+    )
+
+    def state_path(self) -> Path:
+        """Return the state folder; it may not exist yet. Each holder of a lease has its own."""
+        if self.state_dir is not None or self.lease is None:
+            return super().state_path()
+        return default_state_dir(self.federation, f"{self.name}@{self.lease.holder}")
 
     def journal_path(self) -> Path:
         """Return the journal's file; its folder may not exist yet."""
@@ -233,6 +264,14 @@ class DeviceConfig(Secret):
         )
 
 
+class HomeConfig(Section):
+    """Another place in the tree where a client may go on, when it is assigned there."""
+
+    name: ChildName = Field(description="The client's name there: cloud/farm-b/pi-07.")
+    broker: BrokerConfig | None = Field(default=None, description="The broker there; by default the client's own.")
+    data: dict[str, Any] | None = Field(default=None, description="Which data is its there; by default the same.")
+
+
 class ClientConfig(_Node):
     """One client, or several that share a process and a parent."""
 
@@ -243,6 +282,9 @@ class ClientConfig(_Node):
     data: dict[str, Any] | None = Field(default=None, description="Which data is this client's; the task takes it.")
     clients: Annotated[tuple[DeviceConfig, ...], Field(min_length=1, max_length=MAX_CLIENTS)] | None = Field(
         default=None, description="Several clients, instead of name and data: one an entry, or a range of them."
+    )
+    homes: tuple[HomeConfig, ...] = Field(
+        default=(), description="Other places where this client may go on, when it is assigned to one (hfl assign)."
     )
     task: TaskConfig = Field(description="What is learned; the same as the cloud's.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -260,6 +302,11 @@ class ClientConfig(_Node):
         if self.clients is None:
             if self.name is None:
                 raise misplaced(((), "name is missing; or clients, a list of several"))
+            known = [self.name, *(home.name for home in self.homes)]
+            if len(set(known)) < len(known):
+                raise misplaced(
+                    (("homes",), "hold a name twice: each home has its own, and none is the client's first")
+                )
             return self
         count = sum(len(spread.numbers(entry.name)) for entry in self.clients)
         if count > MAX_CLIENTS:
@@ -267,7 +314,7 @@ class ClientConfig(_Node):
         mistakes: list[tuple[KeyPath, str]] = []
         mistakes += [
             ((key,), "stands beside clients: each entry there has its own")
-            for key in ("name", "data")
+            for key in ("name", "data", "homes")
             if getattr(self, key)
         ]
         if self.broker.user is not None and len(self.devices) > 1:
@@ -304,11 +351,30 @@ class ClientConfig(_Node):
         """Read the password and return how a client connects; ConfigError where it cannot be read."""
         return self.broker.account(device.name, device)
 
+    @property
+    def home_names(self) -> tuple[str, ...]:
+        """All names under which this client may go on, its own first; none where it has no other."""
+        return (self.devices[0].name, *(home.name for home in self.homes)) if self.homes else ()
+
+    def at(self, name: str) -> ClientConfig:
+        """Return it as if it were written for one of its homes; the folder of its state stays what it is."""
+        home = next((home for home in self.homes if home.name == name), None)
+        if home is None:
+            return self
+        changes = {"name": home.name, "broker": home.broker or self.broker, "state_dir": self.vault_path()}
+        moved = self.model_copy(update=changes | ({"data": home.data} if home.data is not None else {}))
+        moved.__dict__.pop("devices", None)
+        return moved
+
     def state_path(self, device: DeviceConfig) -> Path:
         """Return a client's own state folder; it may not exist yet."""
         if self.state_dir is None:
             return default_state_dir(self.federation, device.name)
         return self.state_dir if self.clients is None else self.state_dir / device.name.rpartition("/")[2]
+
+    def vault_path(self) -> Path:
+        """Return the folder of what the clients of this process make durable together; it may not exist yet."""
+        return self.state_dir or self.state_path(self.devices[0])
 
 
 class DemoConfig(Section):
@@ -330,12 +396,28 @@ class DemoConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        mistakes = list(_too_short(self.tiers or ()))
+        mistakes = [*_too_short(self.tiers or ()), *_alone(self.tiers or ())]
         if self.farms is not None and self.clients is not None and self.clients < self.farms:
             mistakes.append((("clients",), f"{self.clients} devices do not fill {self.farms} farms: each needs one"))
         if mistakes:
             raise misplaced(*mistakes)
         return self
+
+
+def _alone(tiers: tuple[TierConfig, ...]) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the tiers whose work without their parent nobody would take."""
+    for index, tier in enumerate(tiers):
+        if not tier.offline_rounds:
+            continue
+        path: KeyPath = ("tiers", index, "offline_rounds")
+        if not index:
+            yield path, "the cloud has no parent to be cut off from: it stands in the tier of the edges"
+        elif not tiers[index - 1].takes_late_updates:
+            yield (
+                path,
+                f"what an edge brings when it is back is late, and the tier above drops that: set tiers[{index - 1}]."
+                "late to discount or next, or leave this out",
+            )
 
 
 def _too_short(tiers: tuple[TierConfig, ...]) -> Iterator[tuple[KeyPath, str]]:

@@ -15,13 +15,14 @@ from hfl_mqtt.config.wording import Mistake, near
 M = TypeVar("M", bound=BaseModel)
 
 _MODELS = "hfl_mqtt.config.models"
-#: Where the model of each role is; a site's lies with what renders it.
+#: Where the model of each role is; a site's and a simulation's lie with what uses them.
 _ROLES = {
     "cloud": (_MODELS, "CloudConfig"),
     "edge": (_MODELS, "EdgeConfig"),
     "client": (_MODELS, "ClientConfig"),
     "demo": (_MODELS, "DemoConfig"),
     "site": ("hfl_mqtt.config.site", "Site"),
+    "simulation": ("hfl_mqtt.sim.config", "SimulationConfig"),
 }
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from typing_extensions import Self
 
 from hfl_mqtt import registry
 from hfl_mqtt.config.units import Duration, LocalPath, Quorum, Real, Share, Size, Whole, located, parse_size
-from hfl_mqtt.config.wording import misplaced, near
+from hfl_mqtt.config.wording import KeyPath, misplaced, near
 from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.learning.keys import KEYS
 from hfl_mqtt.protocol import messages
@@ -304,6 +304,66 @@ class TierConfig(Section):
         default=None, description="Most bytes of an update, or of a delta down, where its codec is auto: 2 MB/round."
     )
 
+    mode: Literal["sync", "async"] = Field(
+        default="sync",
+        description="sync: a round waits for a quorum of those asked; async (FedBuff): for so many updates as buffer "
+        "says, whoever sends them first, and later ones count in later rounds.",
+    )
+    buffer: Annotated[Whole, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None, description="How many updates make a round where mode is async; a child has one in it at most."
+    )
+    late: Literal["drop", "next", "discount"] | None = Field(
+        default=None,
+        description="What becomes of an update whose round is closed: it is dropped, or joins the next round, or joins "
+        "it and counts the less the staler it is; by default drop, and discount where mode is async.",
+    )
+    staleness_exponent: Annotated[Real, Field(ge=0, le=10)] = Field(
+        default=0.5, description="A late update that is discounted counts (1 + staleness)^-exponent of its weight."
+    )
+    max_staleness: Annotated[Whole, Field(ge=0, le=10_000)] = Field(
+        default=20, description="A late update that starts from a model so many rounds older still counts."
+    )
+    offline_rounds: Annotated[Whole, Field(ge=0, le=10_000)] = Field(
+        default=0,
+        description="Rounds that such an aggregator goes on with its children while its own parent is out of reach; "
+        "the tier above must take late updates.",
+    )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        mistakes = list(self._misfits())
+        if mistakes:
+            raise misplaced(*mistakes)
+        return self
+
+    def _misfits(self) -> Iterator[tuple[KeyPath, str]]:
+        given = self.model_fields_set
+        if self.mode == "async":
+            for key in ("quorum", "grace"):
+                if key in given:
+                    yield (key,), "has no say where mode is async: a round is over with its buffer; leave it out"
+            if self.buffer is None:
+                yield ("mode",), "async needs buffer beside it: how many updates make a round"
+            if self.late == "drop":
+                yield ("late",), "would drop what async is about: leave it out, or take next or discount"
+        elif self.buffer is not None:
+            yield ("buffer",), "only has a say where mode is async: set that, or quorum instead of this"
+        if self._late is messages.Late.DROP and "max_staleness" in given:
+            yield ("max_staleness",), "only has a say where late updates count: set late to next or discount"
+        if self._late is not messages.Late.DISCOUNT and "staleness_exponent" in given:
+            yield ("staleness_exponent",), "only has a say where late updates are discounted: set late to discount"
+
+    @property
+    def _late(self) -> messages.Late:
+        if self.late is None:
+            return messages.Late.DROP if self.mode == "sync" else messages.Late.DISCOUNT
+        return messages.Late(self.late)
+
+    @property
+    def takes_late_updates(self) -> bool:
+        """Whether an update counts whose round is closed."""
+        return self._late is not messages.Late.DROP
+
     @model_validator(mode="after")
     def _has_use_for_its_budget(self) -> Self:
         if self.budget is not None and messages.AUTO not in (self.codec, self.downlink):
@@ -314,12 +374,20 @@ class TierConfig(Section):
         """Return the tier as it is sent, over the tier `below`; `rounds` stands in for its own number of rounds."""
         # A child that itself waits through its grace in each of its rounds must not come too late for that.
         least_s = 0.0 if below is None else 2 * below.rounds * below.grace_s
+        quorum, grace_s = self.quorum, GRACE_S + least_s if self.grace is None else self.grace
+        if self.mode == "async":
+            assert self.buffer is not None
+            quorum, grace_s = self.buffer, 0.0
         return messages.Tier(
             rounds=self.rounds if rounds is None else rounds,
-            quorum=self.quorum,
+            quorum=quorum,
             fraction=self.fraction,
             open_for_s=self.open_for,
-            grace_s=GRACE_S + least_s if self.grace is None else self.grace,
+            grace_s=grace_s,
+            late=self._late,
+            staleness_exponent=self.staleness_exponent,
+            max_staleness=self.max_staleness,
+            offline_rounds=self.offline_rounds,
             retries=self.retries,
             codec=self.codec,
             downlink=self.downlink,

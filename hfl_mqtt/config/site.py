@@ -71,6 +71,9 @@ class Site(BaseModel):
     federation: Name
     cloud: Cloud
     farms: tuple[Farm, ...] = ()
+    #: Whether bridges carry the metrics of the nodes below a farm's edge, too: some hundred bytes a device and round.
+    #: Without it they are read at the farm's own broker.
+    device_metrics: bool = False
     #: Accounts for people: they read all JSON on every broker, and no weights.
     viewers: tuple[Name, ...] = ("viewer",)
 
@@ -154,12 +157,8 @@ class Broker:
 
 
 def bridge_account(path: str) -> str:
-    """Return the account under which the broker of `path` connects to the one above.
-
-    No node can be called so, because a node's name starts with a letter or digit: the rights that a pattern gives to
-    every account are about topics that nobody uses.
-    """
-    return f"_bridge/{path}"
+    """Return the account under which the broker of `path` connects to the one above; see `topics`."""
+    return topics.bridge_account(path)
 
 
 def secret_name(account: str) -> str:

@@ -135,10 +135,7 @@ class TensorArithmetic:
         return placed
 
     def moved(self, model: Model) -> Weights | None:
-        """Return how far a chain leads from its start; None where it stands there.
-
-        Every node adds the same numbers in the same order, so all have the same bits.
-        """
+        """Return how far a chain leads from its start; see `Arithmetic.moved`."""
         layout = self.layout(model.keyframe.start)
         total = None if model.keyframe.plus is None else self.decode(model.keyframe.plus, layout)
         for delta in model.deltas:
@@ -162,7 +159,7 @@ class EncodedSum:
         self._layout = layout
         self._chains = {str(chain): chain for chain in map(_parse, codecs)}
 
-    def add(self, data: Buffer, weight: int) -> None:
+    def add(self, data: Buffer, weight: int, share: float = 1.0) -> None:
         """Decode, check and add tensor by tensor; nothing has been added where it raises.
 
         Raises:
@@ -173,7 +170,7 @@ class EncodedSum:
         chain = self._chains.get(codec)
         if chain is None:
             raise Refused(f"coded in {codec!r}, asked was {' or '.join(self._chains)}")
-        self.total.add(lambda: payload.tensors(data, chain, self._layout), weight)
+        self.total.add(lambda: payload.tensors(data, chain, self._layout), weight, share)
 
     @property
     def weight(self) -> int:

@@ -121,6 +121,8 @@ class Trained:
     seconds: float
     #: How far the model that was sent had come from its start, without loss, where its deltas had become too many.
     plus: Annotated[bytes, Field(max_length=MAX_BLOB)] | None = field(default=None, repr=False)
+    #: What was written to the disk of what coding cut off.
+    residual_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)

@@ -1,14 +1,17 @@
 """What lossy coding cut off, on disk: added to the next update, so that nothing is lost for good (error feedback).
 
-A residual belongs to one run and one parent. The new one waits in a file of its own until the update it belongs to was
-accepted; an update that was refused or never received leaves the old one as it was. Importing this file imports neither
-numpy nor safetensors: an idle agent only renames.
+A residual belongs to one run and one parent. The new one waits in a file of its own, named by the update it belongs
+to, until that was accepted; an update that was refused or never received leaves the old one as it was. Both steps are
+forced to the disk and may be taken twice, so a pulled plug neither loses what was cut off nor adds it twice. Importing
+this file imports neither numpy nor safetensors: an idle agent only renames.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hfl_mqtt import files
 
 if TYPE_CHECKING:
     from hfl_mqtt.learning.contracts import Weights
@@ -47,9 +50,6 @@ def run_of(path: Path, parent: str) -> str | None:
 def save(path: Path, residual: Weights | None, run: str, parent: str) -> None:
     """Write a residual; None deletes what is there.
 
-    It is not forced to the disk: after a power cut one round's residual may be gone, which is a coding error that
-    nothing makes up for, while a wait for the disk in every round would cost more than the coding.
-
     Raises:
         HflError: the disk is full, the directory missing or not ours.
     """
@@ -58,18 +58,51 @@ def save(path: Path, residual: Weights | None, run: str, parent: str) -> None:
         return
     from hfl_mqtt.learning import store
 
-    store.write_tensors(path, residual, {"run": run, "parent": parent}, is_forced=False)
+    store.write_tensors(path, residual, {"run": run, "parent": parent})
 
 
-def pending(path: Path) -> Path:
-    """Return where the residual of an update waits that has no receipt yet."""
-    return path.with_name(f"{path.name}.pending")
+def pending(path: Path, update: str) -> Path:
+    """Return where the residual of an update waits that has no receipt yet.
+
+    Args:
+        path: of the node's residual.
+        update: the first 16 digits of the SHA-256 of its payload.
+    """
+    return path.with_name(f"{path.name}.{update}")
 
 
-def keep(path: Path) -> None:
-    """Take it that the update was accepted: the residual that waits is now the one."""
-    waiting = pending(path)
+def wait(path: Path, residual: Weights | None, run: str, parent: str, update: str) -> int:
+    """Write what coding cut off from an update, None for nothing, in place of what waits for an earlier one.
+
+    Returns:
+        The bytes that were written.
+
+    Raises:
+        HflError: as `save`.
+    """
+    waiting = pending(path, update)
+    for other in _waiting(path):
+        if other != waiting:
+            other.unlink(missing_ok=True)
+    if residual is None and not path.exists():
+        waiting.unlink(missing_ok=True)  # nothing before, nothing now
+        return 0
+    save(waiting, residual or {}, run, parent)  # an empty one, too: what is there went up with the update
+    return waiting.stat().st_size
+
+
+def keep(path: Path, update: str) -> None:
+    """Take it that the update was accepted: the residual that waits for it is now the one. It may be said again."""
+    waiting = pending(path, update)
     if waiting.exists():
-        waiting.replace(path)
-    else:
-        path.unlink(missing_ok=True)  # it went up with the update, and nothing was cut off
+        files.rename(waiting, path)
+
+
+def forget(path: Path) -> None:
+    """Drop what is owed to a parent that is no longer ours."""
+    for one in (path, *_waiting(path)):
+        one.unlink(missing_ok=True)
+
+
+def _waiting(path: Path) -> list[Path]:
+    return list(path.parent.glob(f"{path.name}.{'[0-9a-f]' * 16}"))

@@ -29,8 +29,8 @@ class Tags:
     software: str = __version__
 
 
-def save(path: Path, weights: Weights, tags: Tags) -> None:
-    """Write a checkpoint, a safetensors file that any tool can open.
+def save(path: Path, weights: Weights, tags: Tags, *, is_forced: bool = True) -> None:
+    """Write a checkpoint, a safetensors file that any tool can open; `is_forced` as in `files.replace`.
 
     Raises:
         HflError: the disk is full, the directory missing or not ours; the message says what to do.
@@ -43,7 +43,7 @@ def save(path: Path, weights: Weights, tags: Tags) -> None:
         "software": tags.software,
         "order": json.dumps(list(weights)),  # safetensors sorts by size and name
     }
-    write_tensors(path, weights, metadata)
+    write_tensors(path, weights, metadata, is_forced=is_forced)
 
 
 def write_tensors(path: Path, weights: Weights, metadata: dict[str, str], *, is_forced: bool = True) -> None:

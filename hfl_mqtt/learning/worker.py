@@ -138,7 +138,7 @@ class Bench:
         result = sgd.train(task, model, data, job.plan, job.seed, device=self._device, stop=stop)
         samples = _samples(result.samples)
         tallies["loss"] = _tally("loss", result.loss * samples, samples)
-        payload = self._encode(job, difference(sgd.weights_of(model), base))
+        payload, residual_bytes = self._encode(job, difference(sgd.weights_of(model), base))
         return Trained(
             job_id=job.id,
             payload=payload,
@@ -146,22 +146,28 @@ class Bench:
             tallies=tallies,
             seconds=time.monotonic() - began,
             plus=plus,
+            residual_bytes=residual_bytes,
         )
 
-    def _encode(self, job: TrainJob, delta: Weights) -> bytes:
-        """Code a delta with what coding cut off before; what it cuts off now waits until the update is accepted."""
+    def _encode(self, job: TrainJob, delta: Weights) -> tuple[bytes, int]:
+        """Code a delta with what coding cut off before; what it cuts off now waits until the update is accepted.
+
+        Returns:
+            The update's payload, and the bytes that were written to the disk.
+        """
         arithmetic, run, above = self._arithmetic, job.model.run, parent(job.client) or ""
         path = Path(job.residual) if job.residual is not None else None
         before = residuals.load(path, run, above) if path is not None else None
         if before is not None and before.keys() == delta.keys():
             delta = arithmetic.add(delta, before)
         payload = arithmetic.encode(delta, job.codec, job.seed)
+        written = 0
         if path is not None:
             left = None
             if not arithmetic.is_lossless(job.codec):
                 left = arithmetic.subtract(delta, arithmetic.decode(payload, arithmetic.layout(job.model.start)))
-            residuals.save(residuals.pending(path), left, run, above)
-        return payload
+            written = residuals.wait(path, left, run, above, blobs.digest(payload)[:16])
+        return payload, written
 
     def _evaluate(self, job: EvaluateJob, stop: Any) -> Evaluated:
         from hfl_mqtt.learning import sgd

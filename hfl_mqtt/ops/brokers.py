@@ -213,7 +213,7 @@ def _bridges(site: Site, broker: Broker, above: Broker, password: str, layout: L
     account = bridge_account(broker.path)
     address = broker.place.uplink or f"{above.place.host}:{above.place.port}"
     carried = {
-        "ctl": topics.bridge_control(site.federation, broker.path),
+        "ctl": topics.bridge_control(site.federation, broker.path, device_metrics=site.device_metrics),
         "data": topics.bridge_data(site.federation, broker.path),
     }
     lines = ["", f"# Two bridges to {above.path}: JSON, and weights, so that a heartbeat never waits behind a model."]
@@ -222,7 +222,7 @@ def _bridges(site: Site, broker: Broker, above: Broker, password: str, layout: L
             f"connection {broker.directory}-{kind}",
             f"address {address}",
             # Never the default, which is the host name: cloned SD cards would throw each other out.
-            f"remote_clientid {account}/{kind}",
+            f"remote_clientid {topics.bridge_client(broker.path, kind)}",
             f"remote_username {account}",
             f"remote_password {password}",
             # With mqttv50, Mosquitto 2.0 loses what came down while the link was cut.

@@ -21,30 +21,45 @@ LATEST = "latest"
 _REMEDY = "give this user the right to write there, or set out: to another folder"
 
 
-def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
-    """Run a cloud to its end and write its summary beside its model.
+def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool, is_new: bool = False) -> None:
+    """Run a cloud to the end of its run, an unfinished one's first, and write its summary beside its model.
+
+    Args:
+        config: the cloud's YAML.
+        quiet: print nothing but errors.
+        as_json: print JSON lines rather than sentences.
+        is_new: begin another run, also where one is unfinished.
 
     Raises:
         HflError: what made it fail.
     """
-    run_id = role.new_run()
-    out = config.out_path()
-    folder = make_folder(out, run_id)
-    with ExitStack() as stack:
-        journal = Journal(folder / JOURNAL, echo=None if quiet else echo_line, as_json=as_json)
-        stack.enter_context(journal)
-
-        def during(process: Process) -> None:
-            stack.enter_context(stopped_by_signals(process))
-
-        result = role.run(config, journal, run_id=run_id, out=folder, during=during)
+    beginning = role.prepare(config, is_new=is_new)
+    run, folder = beginning.run, Path(beginning.run.folder)
     is_shown = not quiet and not as_json
+    try:
+        make_folder(folder.parent, folder.name, is_there=beginning.is_resumed)
+        if is_shown and beginning.is_resumed:
+            echo_line(f"going on with the unfinished run {run.id}, life {run.lives}; another one begins with --new")
+        with ExitStack() as stack:
+            journal = Journal(folder / JOURNAL, echo=None if quiet else echo_line, as_json=as_json)
+            stack.enter_context(journal)
+
+            def during(process: Process) -> None:
+                stack.enter_context(stopped_by_signals(process))
+
+            result = role.run(config, journal, beginning, during=during)
+    finally:
+        beginning.opened.vault.close()
     if result is None:
         if is_shown:
-            echo_line(f"stopped before the end: the run {run_id} has no result, its files lie in {folder}")
+            echo_line(
+                f"the run {run.id} is not over: start this cloud again and it goes on where it was, or begin another "
+                f"with --new; its files lie in {folder}"
+            )
         return
     files.write_text(folder / SUMMARY, json.dumps(_summary(config, result), indent=2) + "\n")
-    link_latest(out, run_id)
+    link_latest(folder.parent, folder.name)
+    role.finish(config)
     if is_shown:
         scores = "  ".join(f"{name} {value:.5g}" for name, value in result.history[-1].items())
         moved = sum(map(sum, result.moved.values())) / 1e6
@@ -55,15 +70,15 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool) -> None:
         echo_line(f"{told}; the model lies in {result.model}")
 
 
-def make_folder(out: Path, run_id: str) -> Path:
-    """Make the run's own folder: a new run overwrites nothing of an old one.
+def make_folder(out: Path, run_id: str, *, is_there: bool = False) -> Path:
+    """Make the run's own folder: a new run overwrites nothing of an old one, one that goes on has it already.
 
     Raises:
         HflError: it cannot be made; the message says what to do.
     """
     folder = out / run_id
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=is_there)
     except OSError as error:
         raise HflError(f"cannot make {folder}: {error.strerror}; {_REMEDY}") from None
     return folder
@@ -77,6 +92,7 @@ def link_latest(out: Path, run_id: str) -> None:
     """
     fresh = out / f".{LATEST}.{run_id}"
     try:
+        fresh.unlink(missing_ok=True)
         fresh.symlink_to(run_id)
         fresh.replace(out / LATEST)
     except OSError as error:
@@ -90,6 +106,7 @@ def _summary(config: CloudConfig, result: role.Result) -> dict[str, Any]:
         "run": result.run,
         "rounds": result.rounds,
         "seconds": round(result.seconds, 3),
+        "lives": result.lives,
         "parameters": result.parameters,
         "metric": {"name": result.metric, "higher_is_better": result.higher_is_better},
         "history": result.history,

@@ -96,7 +96,7 @@ def run_demo(wishes: Wishes) -> None:
 class _Demo:
     def __init__(self, plan: Scenario, wishes: Wishes, console: Console, directory: Path) -> None:
         self._plan, self._wishes, self._console = plan, wishes, console
-        self._federation = LocalFederation(plan.run, directory, is_metered=True)
+        self._federation = LocalFederation(plan.run, directory, is_metered=True, device_metrics=True)
         self._wake = threading.Event()
         self._per_round: list[Bytes] = []
         self._reported: set[str] = set()

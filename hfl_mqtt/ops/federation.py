@@ -75,6 +75,7 @@ class LocalFederation:
         is_relayed: whether bridges run through relays, which count and may cut; else straight to the cloud's broker.
         is_metered: whether devices reach their farm's broker through counting relays, too.
         is_all_metered: whether edges and cloud do so as well, which are on their brokers' own machines.
+        device_metrics: whether bridges carry the metrics of devices, so that they are seen at the cloud's broker.
     """
 
     def __init__(
@@ -85,10 +86,12 @@ class LocalFederation:
         is_relayed: bool = True,
         is_metered: bool = False,
         is_all_metered: bool = False,
+        device_metrics: bool = False,
     ) -> None:
         self.plan = plan
         self.directory = directory
         self._is_relayed, self._is_metered, self._is_all_metered = is_relayed, is_metered, is_all_metered
+        self._device_metrics = device_metrics
         #: By farm: between its devices and its broker. By node: between an edge or the cloud and its own broker.
         self.lan_relays: dict[str, Relay] = {}
         self.local_relays: dict[str, Relay] = {}
@@ -113,6 +116,7 @@ class LocalFederation:
             self._meter(dict(zip(("cloud", *(f"cloud/{farm.name}" for farm in farms)), ports, strict=True)))
         site = Site(
             federation=self.plan.federation,
+            device_metrics=self._device_metrics,
             cloud=Cloud(port=ports[0], bind=HOST, host=HOST),
             farms=tuple(
                 Farm(

@@ -26,7 +26,7 @@ from hfl_mqtt.transport.mqtt import MqttLink
 MAX_NODES = 20_000
 _BESIDE = {
     "round", "in", "of", "samples", "seconds", "up_bytes", "down_bytes", "socket_out", "socket_in", "updates",
-    "mb_up", "mb_down", "rss_peak_mb", "trainer_peak_mb", "loss",
+    "mb_up", "mb_down", "rss_peak_mb", "trainer_peak_mb", "loss", "state_bytes", "fsyncs",
 }  # fmt: skip
 #: A cell shows no larger number, and no longer text.
 _MOST, _LONGEST = 1e15, 60
@@ -37,6 +37,8 @@ _STYLE = {
     StateName.SLEEPING: "blue",
     StateName.DISCONNECTED: "dim",
     StateName.LOST: "red",
+    StateName.PAUSED: "yellow",
+    StateName.HALTED: "bold red",
 }
 
 

@@ -18,14 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hfl_mqtt.errors import HflError
+from hfl_mqtt.errors import HflError, Unwritable
+from hfl_mqtt.files import failure
 from hfl_mqtt.rounds.actions import Note
 
 #: Notes that a person watching a terminal wants to see; everything stands in the file.
 _LOUD = {
     "run", "opened", "closed", "missed", "extended", "scored", "joined", "lost", "left", "refused", "declined",
     "malformed", "stranger", "disconnected", "connected", "rejected", "scoring_failed", "waiting", "incomplete",
-    "failed", "stopping", "chain_broken",
+    "failed", "stopping", "chain_broken", "halted", "went_on", "damaged", "restored", "ordered", "cloned",
+    "leads", "steps_down", "moved",
 }  # fmt: skip
 
 #: A journal takes at most twice this: the file and the one before it.
@@ -35,7 +37,7 @@ MAX_BYTES = 10_000_000
 class Journal:
     """Takes notes of the nodes of one process; safe to call from any thread.
 
-    A disk that is full later on stops no node: that is said once, and those notes are only echoed.
+    A disk that is full stops no node: that is said once, and those notes are only echoed, until there is room again.
 
     Args:
         path: the file to append to; None keeps none.
@@ -57,21 +59,28 @@ class Journal:
     ) -> None:
         self._lock = threading.Lock()
         self._echo, self._as_json = echo, as_json
-        self._path, self._file, self._max_bytes = path, None, max_bytes
+        self._path, self._max_bytes = path, max_bytes
+        self._file: FileIO | None = None
         self._size_bytes = 0
         self._is_failing = False
         self._began_s = time.monotonic()
         if path is not None:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # Unbuffered: a line is written whole, at once, and one that failed does not come again at the end.
-                self._file = path.open("ab", buffering=0)
-                if _is_cut_off(path):
-                    self._file.write(b"\n")
-                self._size_bytes = path.stat().st_size
+                self._open(path)
             except OSError as error:
+                if isinstance(failure(path, error), Unwritable):
+                    self._tell_failure(error)
+                    return
                 remedy = "give this user the right to write there, or set state_dir to another folder"
                 raise HflError(f"cannot write the journal {path}: {error.strerror}; {remedy}") from None
+
+    def _open(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Unbuffered: a line is written whole, at once, and one that failed does not come again at the end.
+        self._file = path.open("ab", buffering=0)
+        if _is_cut_off(path):
+            self._file.write(b"\n")
+        self._size_bytes = path.stat().st_size
 
     def __call__(self, node: str, entry: Note) -> None:
         """Write a note of `node`."""
@@ -91,28 +100,34 @@ class Journal:
                 self._echo(line if self._as_json else sentence(record))
 
     def _write(self, line: str) -> None:
-        if self._file is None or self._path is None:
+        if self._path is None:
             return
         data = line.encode() + b"\n"
         try:
+            if self._file is None:
+                self._open(self._path)
+            assert self._file is not None
             if self._size_bytes and self._size_bytes + len(data) > self._max_bytes:
                 self._file = _begun_anew(self._path, self._file)
                 self._size_bytes = 0
             self._file.write(data)
             self._size_bytes += len(data)
         except OSError as error:
-            if not self._is_failing and self._echo is not None and not self._as_json:
-                self._echo(f"cannot write the journal {self._path}: {error.strerror}; notes are lost until it can")
-            self._is_failing = True
+            self._tell_failure(error)
         else:
             self._is_failing = False
+
+    def _tell_failure(self, error: OSError) -> None:
+        if not self._is_failing and self._echo is not None and not self._as_json:
+            self._echo(f"cannot write the journal {self._path}: {error.strerror}; notes are lost until it can")
+        self._is_failing = True
 
     def close(self) -> None:
         """Close the file. Idempotent."""
         with self._lock:
             if self._file is not None:
                 self._file.close()
-                self._file = None
+            self._file = self._path = None
 
     def __enter__(self) -> Journal:
         return self

@@ -34,6 +34,10 @@ class Full(Malformed):
     """A part of a new blob that there is no room for now; later there may be."""
 
 
+class Corrupted(Malformed):
+    """A whole blob that does not hash to its name: some of it was changed on the way, or its sender says nonsense."""
+
+
 def digest(blob: Buffer) -> str:
     """Return the SHA-256 of a blob, in hex."""
     return hashlib.sha256(blob).hexdigest()
@@ -105,6 +109,11 @@ class Cut:
         return len(self.held)
 
     @property
+    def name(self) -> str:
+        """What its parts call it."""
+        return self.digest[:16]
+
+    @property
     def blob(self) -> Buffer:
         """The blob; of one that was put away, a view to be dropped soon."""
         held = self.held
@@ -161,9 +170,10 @@ class _Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a part led to: the whole `blob` at last, or the parts to ask for next, perhaps none."""
+    """What a part led to: the whole `blob` at last with its `digest`, or the parts to ask for next, perhaps none."""
 
     blob: Buffer | None = None
+    digest: str = ""
     ask: tuple[int, ...] = ()
     is_new: bool = True
 
@@ -255,9 +265,10 @@ class Reassembler:
         incoming.wait_s = incoming.patience_s
         if len(incoming.have) == incoming.count:
             self.drop(sender, part.blob)
-            if digest(incoming.whole) != part.blob:
-                raise Malformed("a blob does not hash to its name")
-            return Progress(blob=incoming.whole)
+            found = digest(incoming.whole)
+            if not found.startswith(part.blob):
+                raise Corrupted("a blob does not hash to its name")
+            return Progress(blob=incoming.whole, digest=found)
         if self._window is not None and len(incoming.asked) <= self._window // 2:
             return Progress(ask=self._top_up(incoming, self._window))
         return Progress()

@@ -26,6 +26,8 @@ MAX_PARTS = 4096
 MAX_BLOB = PART_SIZE * MAX_PARTS
 #: Most deltas after a keyframe.
 MAX_FRAMES = 4096
+#: How updates come up and models go down where nothing is said.
+USUAL_CODEC = "raw | zstd"
 #: Stands for a codec that each link chooses for itself.
 AUTO = "auto"
 #: Bytes of an update that are sent unasked, unless the call says less.
@@ -44,7 +46,7 @@ Seconds = Annotated[float, Field(ge=0, le=366 * 86400, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-#: The first half of a digest, where it only tells one of ours from another.
+#: The first eight bytes of a digest, where it only tells one of ours from another.
 ShortDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Path = Annotated[str, Field(pattern=PATH_PATTERN, max_length=200)]
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
@@ -110,10 +112,12 @@ class StateName(Enum):
     """What a node is doing; the words are Homie's where it has one."""
 
     READY = "ready"
-    TRAINING = "training"
+    TRAINING = "training"  # works for a run; pauses that are short are part of it, and work that is short is not told
     SLEEPING = "sleeping"
     DISCONNECTED = "disconnected"  # said on leaving
     LOST = "lost"  # said by the will
+    PAUSED = "paused"  # a run that somebody holds back, said by its cloud
+    HALTED = "halted"  # it cannot go on until somebody helps: a full disk, a second board of the same name
 
     @property
     def is_present(self) -> bool:
@@ -123,12 +127,16 @@ class StateName(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class State:
-    """A node's state, also its will. A will whose `boot` is older than the last one heard is ignored."""
+    """A node's state, also its will. A will whose `boot` is older than the last one heard is ignored.
+
+    `reason` says to people what is wrong, where something is, and what to do.
+    """
 
     channel: ClassVar[Channel] = Channel.STAT
     name: ClassVar[str] = "state"
     state: StateName
     boot: Count
+    reason: Text = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -156,9 +164,21 @@ class Metrics:
     values: Annotated[dict[ShortText, int | float | Text | None], Field(max_length=64)]
 
 
+class Late(Enum):
+    """What becomes of an update whose round is closed."""
+
+    DROP = "drop"  # refused, and work for a closed round is cancelled
+    NEXT = "next"  # it joins the round that is open now, as its sender's answer to it
+    DISCOUNT = "discount"  # the same, and it counts the less the older its base is
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Tier:
-    """How one tier of aggregators below runs its rounds. `quorum` is a share of those asked, or a count."""
+    """How one tier of aggregators below runs its rounds. `quorum` is a share of those asked, or a count.
+
+    An asynchronous tier is no more than a count as quorum (the buffer), no grace, and late updates that are discounted
+    by (1 + staleness)^-`staleness_exponent` (FedBuff, Nguyen et al. 2022, arXiv:2106.06639).
+    """
 
     rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
     quorum: Fraction | Annotated[int, Field(ge=1, le=1_000_000)] = 0.5
@@ -167,10 +187,16 @@ class Tier:
     grace_s: Seconds = 5.0
     retries: Annotated[int, Field(ge=0, le=1000)] = 2
     #: How its updates come up, and how its model goes down.
-    codec: CodecText = "raw | zstd"
-    downlink: CodecText = "raw | zstd"
+    codec: CodecText = USUAL_CODEC
+    downlink: CodecText = USUAL_CODEC
     #: Most bytes of one update, and of one delta down, where these are "auto".
     budget: Count | None = None
+    late: Late = Late.DROP
+    staleness_exponent: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.5
+    #: An update whose base is more versions behind than this is refused.
+    max_staleness: Annotated[int, Field(ge=0, le=10_000)] = 20
+    #: How many rounds such an aggregator goes on with its children while its own parent is out of reach.
+    offline_rounds: Annotated[int, Field(ge=0, le=10_000)] = 0
 
 
 class Kind(Enum):
@@ -207,11 +233,11 @@ class Manifest:
 
     The digest of version 0 is the SHA-256 of the initial weights; each delta makes a new one, see `blobs.next_digest`.
     So a digest names the model by how it came about, and an aggregator that never saw the weights, only deltas, can
-    still say it.
+    still say it. Its first eight bytes, which stand here, hold all before them as well.
     """
 
     version: Count
-    digest: Digest
+    digest: ShortDigest
     key: Count = 0
 
 
@@ -239,12 +265,12 @@ class RoundCall:
     name: ClassVar[str] = "round"
     run: RunId
     round: RoundId
-    phase: Phase
+    phase: Phase = Phase.OPEN
     asked: Count
     quorum: Count
     open_for_s: Seconds
     #: How updates are coded: a chain, or "auto" for a rung of `ladder` that each link chooses for itself.
-    codec: CodecText
+    codec: CodecText = USUAL_CODEC
     plan: Plan
     model: Manifest
     draw: Draw = field(default_factory=Draw)
@@ -254,13 +280,22 @@ class RoundCall:
     budget: Count | None = None
     #: Raised when a round that found no quorum is called again: who declined may try once more.
     attempt: Count = 0
-    #: How often the aggregator has been started; one that was restarted has forgotten who answered.
+    #: The boot of the aggregator when it opened the round. One that was restarted and remembers the round says it
+    #: again as it was; one that says another boot has forgotten who answered. A lower one is out of date: not heard.
     boot: Count = 0
+    #: What becomes of an update that comes when the round is closed.
+    late: Late = Late.DROP
+    #: How many rounds of the run its aggregator has opened before: the order of its calls. A round that is opened once
+    #: more is a newer call than those that came after its first opening.
+    number: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Receipt:
-    """An aggregator's word on an update: it counts (`accepted`), or why it does not."""
+    """An aggregator's word on an update: it counts (`accepted`), or why it does not.
+
+    `joined` is the round in which it counts, where that is a later one than its own.
+    """
 
     channel: ClassVar[Channel] = Channel.CMND
     name: ClassVar[str] = "receipt"
@@ -269,6 +304,52 @@ class Receipt:
     base: ShortDigest
     accepted: bool = True
     reason: Text = ""
+    joined: RoundId | None = None
+
+
+class Order(Enum):
+    """What people ask of a run."""
+
+    PAUSE = "pause"  # open no round after this one until "resume"
+    RESUME = "resume"
+    STOP = "stop"  # the run is over with this round, and has a result
+    DRAIN = "drain"  # end the cloud's process with this round; the run goes on when it is started again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Control:
+    """What people ask of the cloud, and of which run; any run where `run` is empty."""
+
+    channel: ClassVar[Channel] = Channel.CMND
+    name: ClassVar[str] = "control"
+    order: Order
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{0,64}$")] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Assign:
+    """A device is to go on under another name, and so under another parent: one of its own configured homes."""
+
+    channel: ClassVar[Channel] = Channel.CMND
+    name: ClassVar[str] = "assign"
+    to: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Lease:
+    """Who speaks for a place that several could speak for, retained on its own path.
+
+    `epoch` only grows and is the holder's boot: whatever is said under a lower one is out of date. The lease is lost
+    when its holder has not renewed it for `for_s`, and at once where that is 0: the holder has left.
+    """
+
+    channel: ClassVar[Channel] = Channel.STAT
+    name: ClassVar[str] = "lease"
+    epoch: Count
+    holder: ShortText
+    for_s: Seconds
+    #: Counts what the holder says, so that it knows which of its own words has come back.
+    beat: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -278,7 +359,7 @@ class Want:
 
     channel: ClassVar[Channel] = Channel.CMND
     name: ClassVar[str] = "resend"
-    blob: Digest
+    blob: ShortDigest
     parts: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PARTS)], ...], Field(max_length=64)]
 
 
@@ -305,7 +386,7 @@ class Announce:
     run: RunId
     round: RoundId
     base: ShortDigest
-    blob: Digest
+    blob: ShortDigest
     size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
     count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
 
@@ -334,15 +415,15 @@ class Moving:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class UpdatePart:
-    """One part of an update on its way up. `size` and `blob` are of the whole."""
+    """One part of an update on its way up. `size` and `blob`, its name, are of the whole."""
 
     channel: ClassVar[Channel] = Channel.UP
     run: RunId
     round: RoundId
-    base: Digest
-    blob: Digest
-    index: Annotated[int, Field(ge=0, lt=MAX_PARTS)]
-    count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
+    base: ShortDigest
+    blob: ShortDigest
+    index: Annotated[int, Field(ge=0, lt=MAX_PARTS)] = 0
+    count: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
     size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
     data: PartData
 
@@ -355,9 +436,9 @@ class ModelPart:
     #: The slot: how many deltas stand between the keyframe and this one.
     frame: Annotated[int, Field(ge=0, le=MAX_FRAMES)]
     version: Count
-    blob: Digest
-    index: Annotated[int, Field(ge=0, lt=MAX_PARTS)]
-    count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
+    blob: ShortDigest
+    index: Annotated[int, Field(ge=0, lt=MAX_PARTS)] = 0
+    count: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
     size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
     data: PartData
 
@@ -368,9 +449,9 @@ class KeyPart:
 
     channel: ClassVar[Channel] = Channel.KEY
     version: Count
-    blob: Digest
-    index: Annotated[int, Field(ge=0, lt=MAX_PARTS)]
-    count: Annotated[int, Field(ge=1, le=MAX_PARTS)]
+    blob: ShortDigest
+    index: Annotated[int, Field(ge=0, lt=MAX_PARTS)] = 0
+    count: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
     size: Annotated[int, Field(ge=1, le=MAX_BLOB)]
     data: PartData
 
@@ -438,7 +519,7 @@ class Update:
     """
 
     weight: Annotated[int, Field(ge=0, le=MAX_WEIGHT)]
-    payload: Blob
+    payload: Blob = b""
     tallies: Tallies = field(default_factory=dict)
     #: Bytes that were moved for it, on all links below: up and down. The cloud's byte budget is kept by them.
     sent: Count = 0
@@ -460,4 +541,7 @@ Message = (
     | UpdatePart
     | ModelPart
     | KeyPart
+    | Control
+    | Assign
+    | Lease
 )

@@ -89,6 +89,11 @@ class Topic:
         return cls(federation, path, channel, name)
 
 
+def carries_parts(topic: str) -> bool:
+    """Whether a topic is one of machines: parts of a model or of an update."""
+    return topic.startswith(f"{BINARY_ROOT}/")
+
+
 def slot(frame: int, part: int) -> str:
     """Return the name of the slot of one part of a frame: the first delta after the keyframe is frame 0.
 
@@ -144,12 +149,53 @@ def participant_filters(federation: str, path: str) -> list[Filter]:
 
 
 def aggregator_filters(federation: str, path: str) -> list[Filter]:
-    """What an aggregator reads of its direct children. The filters are disjoint."""
+    """What an aggregator reads of its direct children, and the root what people ask of it. The filters are disjoint."""
+    asked = [] if parent(path) is not None else [Filter(topic=f"{JSON_ROOT}/{federation}/{path}/{MARK}/cmnd/+", qos=1)]
     return [
+        *asked,
         Filter(topic=f"{JSON_ROOT}/{federation}/{path}/+/{MARK}/stat/state", qos=0),
         Filter(topic=f"{JSON_ROOT}/{federation}/{path}/+/{MARK}/tele/+", qos=1),
         Filter(topic=f"{BINARY_ROOT}/{federation}/{path}/+/{MARK}/up/+", qos=1),
     ]
+
+
+def control_filters(federation: str, path: str) -> list[Filter]:
+    """What is read of a node by who asks something of it: all that it says of itself."""
+    return [Filter(topic=f"{JSON_ROOT}/{federation}/{path}/{MARK}/stat/+", qos=0)]
+
+
+def edge_filters(path: str) -> list[Filter]:
+    """What an edge reads besides: whether the bridge to its parent is up."""
+    return [Filter(topic=bridge_state(path), qos=1)]
+
+
+def lease_filters(federation: str, path: str) -> list[Filter]:
+    """What they read who could all speak for a place: who does, and what was last said there of its state."""
+    own = f"{JSON_ROOT}/{federation}/{path}/{MARK}/stat"
+    return [Filter(topic=f"{own}/lease", qos=1), Filter(topic=f"{own}/state", qos=0)]
+
+
+def bridge_account(path: str) -> str:
+    """Return the account under which the broker of `path` connects to the one above.
+
+    No node can be called so, because a node's name starts with a letter or digit: the rights that a pattern gives to
+    every account are about topics that nobody uses.
+    """
+    return f"_bridge/{path}"
+
+
+def bridge_client(path: str, kind: str) -> str:
+    """Return the client id of one of its two connections: `ctl` or `data`."""
+    return f"{bridge_account(path)}/{kind}"
+
+
+def bridge_state(path: str) -> str:
+    """Return where the broker of `path` says, retained, whether its control bridge is up: `1` or `0`.
+
+    >>> bridge_state("cloud/farm-a")
+    '$SYS/broker/connection/_bridge/cloud/farm-a/ctl/state'
+    """
+    return f"$SYS/broker/connection/{bridge_client(path, 'ctl')}/state"
 
 
 def viewer_filter(federation: str) -> str:
@@ -161,9 +207,11 @@ def acl_patterns(federation: str) -> list[tuple[str, str]]:
     """Rights as (access, pattern) that hold for every account on every broker; `%u` is the user name, a node's path."""
     own_json, own_binary = f"{JSON_ROOT}/{federation}/%u", f"{BINARY_ROOT}/{federation}/%u"
     return [
-        ("write", f"{own_json}/{MARK}/stat/#"),
+        ("readwrite", f"{own_json}/{MARK}/stat/#"),
         ("write", f"{own_json}/{MARK}/tele/#"),
         ("read", f"{own_json}/{MARK}/cmnd/#"),
+        ("write", f"{own_json}/{MARK}/cmnd/control"),
+        ("read", bridge_state("%u")),
         ("write", f"{own_binary}/{MARK}/up/#"),
         ("write", f"{own_binary}/{MARK}/down/#"),
         ("write", f"{own_binary}/{MARK}/key/#"),
@@ -205,21 +253,24 @@ def acl_bridge(federation: str, path: str) -> list[tuple[str, str]]:
     ]
 
 
-def bridge_control(federation: str, path: str) -> list[tuple[str, str, int]]:
+def bridge_control(federation: str, path: str, *, device_metrics: bool = False) -> list[tuple[str, str, int]]:
     """What the control connection of that bridge carries, as (pattern, direction seen from the lower broker, QoS).
 
-    Out goes what this node says of itself and to its parent, and the state of everything below, so that people see all
-    of it from above, with a line for each level that there may be: MQTT has no wildcard for some levels and then more.
-    What a farm's own edge and devices say to each other stays there: it would cross a metered link for nobody. Of the
+    Out goes what this node says of itself and to its parent, and of everything below what it is and whether it is
+    there, with lines for each level that there may be: MQTT has no wildcard for some levels and then more. What nodes
+    below measure in every round crosses a metered link only where that is wanted (`device_metrics`); the sums stand in
+    this node's own metrics. What a farm's edge and devices say to each other stays there, calls and receipts. Of the
     parent comes in what its child needs, the call, and whether it is there; its metrics are read at its own broker.
 
     What comes in retained comes at QoS 0: a lost link brings its newest again as soon as it is back, and at QoS 1 the
     upper broker would queue every older call and model meanwhile. What was deleted meanwhile stays at the lower broker.
     """
     above, own = parent(path), f"{JSON_ROOT}/{federation}/{path}"
-    levels_below = MAX_DEPTH - len(path.split("/"))
+    below = ("state", "info", "metrics") if device_metrics else ("state", "info")
+    levels = [own + "/+" * level for level in range(1, MAX_DEPTH - len(path.split("/")) + 1)]
     return [
-        *((f"{own}{'/+' * level}/{MARK}/stat/#", "out", 1) for level in range(levels_below + 1)),
+        *((f"{own}/{MARK}/stat/{name}", "out", 1) for name in ("state", "info", "metrics")),
+        *((f"{level}/{MARK}/stat/{name}", "out", 1) for level in levels for name in below),
         (f"{own}/{MARK}/tele/#", "out", 1),
         (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/round", "in", 0),
         (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/state", "in", 0),

@@ -19,11 +19,14 @@ from hfl_mqtt.protocol.messages import (
     PART_SIZE,
     PROTOCOL,
     Announce,
+    Assign,
     Buffer,
+    Control,
     Decline,
     Info,
     Keyframe,
     KeyPart,
+    Lease,
     Message,
     Metrics,
     ModelPart,
@@ -52,9 +55,12 @@ MAX_TEXT = 1024
 
 _JSON_TYPES: dict[tuple[Channel, str], type[Any]] = {
     (kind.channel, kind.name): kind
-    for kind in (State, Info, Metrics, RoundCall, Receipt, Want, WantModel, Announce, Decline, Moving)
+    for kind in (
+        *(State, Info, Metrics, RoundCall, Receipt, Want, WantModel, Announce, Decline, Moving),
+        *(Control, Assign, Lease),
+    )
 }
-#: Their channel says what they are; a blob, which has no topic, says it itself.
+#: Their channel says what they are, and what their blobs are.
 _BINARY_TYPES: dict[Channel, type[Any]] = {
     Channel.UP: UpdatePart,
     Channel.DOWN: ModelPart,
@@ -64,8 +70,10 @@ _BLOB_TYPES: tuple[type[Any], ...] = (Update, Keyframe)
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (*_JSON_TYPES.values(), *_BINARY_TYPES.values(), *_BLOB_TYPES)
 }
-#: Fields that are 32 bytes in binary envelopes and 64 hexadecimal digits everywhere else.
+#: Fields that are bytes in binary envelopes and hexadecimal digits everywhere else.
 _DIGESTS = frozenset({"blob", "base", "digest"})
+#: Of what is one part, the size is that of its bytes and is not said.
+_PART_TYPES: tuple[type[Any], ...] = tuple(_BINARY_TYPES.values())
 #: What stands before bytes in msgpack: a code, and their number in so many bytes.
 _BIN_HEADS = ((0xC4, 1), (0xC5, 2), (0xC6, 4))
 T = TypeVar("T")
@@ -207,8 +215,8 @@ def _pack(value: Any) -> bytes:
     fields = _ADAPTERS[type(value)].dump_python(value, mode="python", exclude_defaults=True)
     for name in _DIGESTS & fields.keys():
         fields[name] = bytes.fromhex(fields[name])
-    if type(value) in _BLOB_TYPES:
-        fields = {"type": type(value).__name__, **fields}
+    if type(value) in _PART_TYPES and value.count == 1 and value.size == len(value.data):
+        del fields["size"]
     return msgpack.packb({"v": PROTOCOL, **fields}, use_bin_type=True)  # type: ignore[no-any-return]
 
 
@@ -227,6 +235,8 @@ def _unpack(payload: bytes, kind: type[T], limit: int) -> T:
     if len(payload) > limit:
         raise Malformed(f"{kind.__name__} of {len(payload)} bytes, at most {limit}")
     fields, rest = _unpack_head(payload, kind, limit)
+    if "size" not in fields and "count" not in fields and isinstance(fields.get("data"), bytes):
+        fields["size"] = len(fields["data"])
     if rest:
         raise Malformed(f"{kind.__name__}: {len(rest)} bytes stand behind it")
     result: T = _validate(kind, fields)
@@ -269,8 +279,6 @@ def _unpack_head(payload: Buffer, kind: type[Any], limit: int = MAX_HEAD) -> tup
     if not isinstance(fields, dict):
         raise Malformed(f"{kind.__name__} is not a msgpack map")
     _check_version(fields)
-    if kind in _BLOB_TYPES and fields.get("type") != kind.__name__:
-        raise Malformed(f"expected {kind.__name__}, got {str(fields.get('type'))[:40]!r}")
     for name in _DIGESTS & fields.keys():
         if not isinstance(fields[name], bytes):
             raise Malformed(f"{kind.__name__}.{name}: a digest is bytes")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from hfl_mqtt import __version__
-from hfl_mqtt.config.models import EdgeConfig
-from hfl_mqtt.files import next_boot
-from hfl_mqtt.learning import residuals
+from hfl_mqtt.config.models import EdgeConfig, LeaseConfig
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
-from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.shelf import Shelf
-from hfl_mqtt.protocol.messages import Info
+from hfl_mqtt.protocol.messages import Buffer, Info
 from hfl_mqtt.protocol.topics import parent
+from hfl_mqtt.roles.opening import Opened, opened
 from hfl_mqtt.roles.process import Process, Record
 from hfl_mqtt.roles.runner import Runner
+from hfl_mqtt.rounds.actions import note
 from hfl_mqtt.rounds.edge import EdgeNode
+from hfl_mqtt.rounds.lease import Leased
 
 #: Updates an aggregator lets the broker have outstanding with it.
 RECEIVE_MAXIMUM = 20
@@ -34,32 +34,57 @@ def make(config: EdgeConfig, record: Record) -> Process:
         HflError: the state directory cannot be written.
     """
     _give_memory_back()
-    boot = next_boot(config.state_path(), config.name)
-    info = Info(role="edge", boot=boot, parent=parent(config.name), software=f"hfl-mqtt {__version__}")
-    residual = residuals.path_of(config.state_path(), config.name)
+    account, path, lease = config.account(), config.state_path(), config.lease
+    # Of a leased edge neither boots nor states are this process's to say before it leads.
+    nodes, accounts = ({config.name: path}, {config.name: account}) if lease is None else ({}, {})
+    ready = opened(path, nodes, config.federation, accounts)
+    try:
+        process = Process(record, vault=ready.vault, until_finished=config.until_finished)
+        if ready.vault.damage:
+            record(config.name, note("damaged", reason=ready.vault.damage))
+        process.add(
+            Runner(
+                _node(config, ready) if lease is None else _leased(config, ready, lease),
+                config.federation,
+                account,
+                process,
+                keepalive_s=int(config.broker.keepalive),
+                session_expiry_s=int(config.broker.session_expiry),
+                receive_maximum=RECEIVE_MAXIMUM,
+            )
+        )
+    except BaseException:
+        ready.vault.close()
+        raise
+    return process
+
+
+def _node(config: EdgeConfig, ready: Opened) -> EdgeNode:
+    return _single(config, Shelf(config.state_path()), ready.boots[config.name], ready.vault.of(config.name))
+
+
+def _leased(config: EdgeConfig, ready: Opened, lease: LeaseConfig) -> Leased:
     shelf = Shelf(config.state_path())
-    node = EdgeNode(
+    return Leased(
+        path=config.name,
+        holder=lease.holder,
+        for_s=lease.lasts,
+        make=lambda epoch, saved: _single(config, shelf, epoch, saved),
+        saved=lambda: ready.vault.of(config.name),
+    )
+
+
+def _single(config: EdgeConfig, shelf: Shelf, boot: int, saved: Mapping[str, Buffer]) -> EdgeNode:
+    info = Info(role="edge", boot=boot, parent=parent(config.name), software=f"hfl-mqtt {__version__}")
+    return EdgeNode(
         path=config.name,
         boot=boot,
         info=info,
         arithmetic=TensorArithmetic(max_model_bytes=config.max_model, shelf=shelf),
         max_model=config.max_model,
-        residual=_kept(residual, parent(config.name) or "", shelf),
         keep=shelf.keep,
+        saved=saved,
     )
-    process = Process(record, until_finished=config.until_finished, residual=residual)
-    process.add(
-        Runner(
-            node,
-            config.federation,
-            config.account(),
-            process,
-            keepalive_s=int(config.broker.keepalive),
-            session_expiry_s=int(config.broker.session_expiry),
-            receive_maximum=RECEIVE_MAXIMUM,
-        )
-    )
-    return process
 
 
 def _give_memory_back() -> None:
@@ -70,10 +95,3 @@ def _give_memory_back() -> None:
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
-
-
-def _kept(residual: Path, above: str, shelf: Shelf) -> tuple[str, Weights] | None:
-    """Return what a former life of this edge kept for this parent, with the run it belongs to."""
-    run = residuals.run_of(residual, above)
-    weights = residuals.load(residual, run, above) if run is not None else None
-    return (run, shelf.weights(weights.items())) if run is not None and weights is not None else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from hfl_mqtt.roles import vitals
 from hfl_mqtt.roles.runner import Loop, Runner
 from hfl_mqtt.roles.shell import MetricValues
 from hfl_mqtt.roles.workshop import Workshop
-from hfl_mqtt.rounds.actions import Counted, KeepResidual, Note, RunOver, Save, Work, note
+from hfl_mqtt.rounds.actions import Counted, KeepResidual, Move, Note, Persist, RunOver, Save, Work, note
 from hfl_mqtt.rounds.node import Node
+from hfl_mqtt.state.vault import Changes, Vault
 
 #: Takes a node's path and a note: the journal, or a list in a test.
 Record = Callable[[str, Note], None]
@@ -38,9 +39,12 @@ class Process:
         workshop: does the nodes' work; None for an edge.
         data: each node's `data:` options by path.
         save: makes a model durable; only a cloud saves.
+        vault: where the nodes' changes are made durable; without one nothing outlives the process.
+        beside: changes of the role's own, by node and key, that go with each commit.
         residual: where an edge keeps what coding cuts off from its updates.
         until_finished: end when every node's run is over; else only a signal, or that all have failed, ends it.
         extra: further figures beside every node's metrics, e.g. a board's vitals.
+        moved: lets a node go on under another name, given its old and its new one.
     """
 
     def __init__(
@@ -50,21 +54,25 @@ class Process:
         workshop: Workshop | None = None,
         data: Mapping[str, Mapping[str, Any]] | None = None,
         save: Callable[[Save], None] | None = None,
+        vault: Vault | None = None,
+        beside: Callable[[], Changes] = dict,
         residual: Path | None = None,
         until_finished: bool = False,
         extra: Callable[[], MetricValues] | None = None,
+        moved: Callable[[str, str], None] | None = None,
     ) -> None:
         self._record, self._workshop, self._save, self._extra = record, workshop, save, extra
-        self._residual = residual
+        self._vault, self._beside, self._residual = vault, beside, residual
+        self._moved = moved
         self._data = data or {}
         self._until_finished = until_finished
         self._runners: dict[str, Runner] = {}
-        self._loop = Loop(self._take_failure)
+        self._loop = Loop(self._take_failure, self.persist_all)
         self._ends: dict[str, RunOver] = {}
         self._alive: set[str] = set()
         self._unfinished: set[str] = set()
         self._failures: dict[str, HflError] = {}
-        self._is_stopping = False
+        self._is_stopping = self._is_closing = False
 
     # -------------------------------------------------------------- the world of the nodes
 
@@ -79,10 +87,28 @@ class Process:
         if self._workshop is not None:
             self._workshop.cancel(node.path, work_id)
 
-    def counted(self, node: Node, counted: Counted) -> None:  # noqa: ARG002  (part of the contract)
+    def counted(self, node: Node, counted: Counted) -> None:
         """Let the workshop keep what coding cut off from the update that was accepted."""
         if self._workshop is not None:
-            self._workshop.counted(node.path)
+            self._workshop.counted(node.path, counted.payload)
+
+    def persist(self, node: Node, changes: Persist) -> None:
+        """Make a node's changes durable."""
+        self.persist_all([(node, changes)])
+
+    def persist_all(self, asked: Sequence[tuple[Node, Persist]]) -> None:
+        """Make the changes of several nodes durable in one transaction.
+
+        Raises:
+            Unwritable: the disk cannot take them; nothing has changed.
+        """
+        if self._vault is None:
+            return
+        changes = {(node.path, key): value for node, one in asked for key, value in one.changes.items()}
+        if any(one.is_urgent for _, one in asked):
+            self._vault.commit({**changes, **self._beside()})
+        else:
+            self._vault.wait(changes)
 
     def keep(self, node: Node, keep: KeepResidual) -> None:
         """Put an edge's residual on disk."""
@@ -102,6 +128,8 @@ class Process:
     def vitals(self, node: Node) -> MetricValues:
         """Return what goes beside a node's metrics."""
         extra = dict(self._extra()) if self._extra is not None else {}
+        if self._is_closing:  # once: it would be in every message else
+            extra |= vitals.wear()
         trainer = self._workshop.pid if self._workshop is not None else None
         if trainer is not None:
             extra["trainer_peak_mb"] = vitals.peak_mb(trainer)
@@ -109,8 +137,20 @@ class Process:
 
     def over(self, node: Node, end: RunOver) -> None:
         """Note the end of a run."""
+        self._note_wear(node.path)
         self._ends[node.path] = end
         self._unfinished.discard(node.path)
+
+    def move(self, node: Node, move: Move) -> None:
+        """Let a node go on at another place, where the role knows how."""
+        moved = self._moved
+        if moved is None:
+            raise Misuse(f"{node.path} has no other home")
+        self._loop.later(lambda: moved(node.path, move.to))
+
+    def reconnect(self, node: Node) -> None:
+        """Connect a node anew, as it now is."""
+        self._runners[node.path].reconnect()
 
     # -------------------------------------------------------------- start to end
 
@@ -121,6 +161,14 @@ class Process:
         self._alive.add(path)
         self._unfinished.add(path)
         self._loop.add(runner)
+
+    def replace(self, old: str, runner: Runner, data: Mapping[str, Any]) -> None:
+        """Let another node go on in the place of one that has moved; while holding, on the thread that does."""
+        self._loop.remove(self._runners.pop(old))
+        self._alive.discard(old)
+        self._unfinished.discard(old)
+        self._data = {**self._data, runner.node.path: data}
+        self.add(runner)
 
     def stop(self) -> None:
         """Ask the process to end; from any thread or signal."""
@@ -141,6 +189,8 @@ class Process:
             HflError: what made the first node fail: no right, wrong password. Where others could go on until somebody
                 asked to end, that was noted when it happened and is no failure of the process.
         """
+        for path in list(self._runners)[:1]:
+            self._note_wear(path)
         try:
             self._loop.run(self._is_done)
         finally:
@@ -151,9 +201,16 @@ class Process:
 
     def close(self) -> None:
         """End everything, in order. Idempotent."""
+        self._is_closing = True
         self._loop.close()
         if self._workshop is not None:
             self._workshop.close()
+        if self._vault is not None:
+            self._vault.close()
+
+    def _note_wear(self, path: str) -> None:
+        """Put down what this process has written to the disk so far."""
+        self._record(path, Note(event="wear", fields=dict(vitals.wear())))
 
     def _is_done(self) -> bool:
         return self._is_stopping or not self._alive or (self._until_finished and not self._unfinished)

@@ -5,15 +5,29 @@ A `Shell` has no thread and no clock of its own: the runner gives it both in pro
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
-from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol.messages import KeyPart, Kind, Metrics, ModelPart
-from hfl_mqtt.protocol.topics import Channel, Filter, Topic, aggregator_filters, parent, participant_filters
+from hfl_mqtt.errors import Malformed, Unwritable
+from hfl_mqtt.protocol.messages import KeyPart, Metrics, ModelPart, State, StateName
+from hfl_mqtt.protocol.topics import (
+    Channel,
+    Filter,
+    Topic,
+    aggregator_filters,
+    bridge_state,
+    carries_parts,
+    edge_filters,
+    lease_filters,
+    parent,
+    participant_filters,
+)
 from hfl_mqtt.protocol.wire import Frame, decode, encode
 from hfl_mqtt.rounds.actions import (
     Action,
+    Bridged,
     CancelWork,
     ClearSlots,
     Connected,
@@ -22,8 +36,11 @@ from hfl_mqtt.rounds.actions import (
     Fetch,
     KeepResidual,
     Lost,
+    Move,
     Note,
+    Persist,
     Received,
+    Reconnect,
     RunOver,
     Save,
     Send,
@@ -32,10 +49,16 @@ from hfl_mqtt.rounds.actions import (
 )
 from hfl_mqtt.rounds.client import ClientNode
 from hfl_mqtt.rounds.edge import EdgeNode
+from hfl_mqtt.rounds.lease import Leased
 from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.transport.link import Arrived, Down, Link, LinkEvent, Rejected, Up
 
 MetricValues = Mapping[str, int | float | str | None]
+
+
+#: How long after a disk could not take what must be durable it is tried again, and how soon where something happens.
+HALT_RETRY_S = 10.0
+_HALT_LEAST_S = 1.0
 
 
 class World(Protocol):
@@ -50,11 +73,18 @@ class World(Protocol):
     def counted(self, node: Node, counted: Counted) -> None:
         """Take it that the result of that work was accepted."""
 
+    def persist(self, node: Node, changes: Persist) -> None:
+        """Make changes durable before returning, or, where they are not urgent, with the next that are.
+
+        Raises:
+            Unwritable, OSError: the disk cannot take them now; nothing has changed, and they come again.
+        """
+
     def keep(self, node: Node, keep: KeepResidual) -> None:
         """Put a residual on disk."""
 
     def save(self, node: Node, save: Save) -> None:
-        """Make a model durable before returning."""
+        """Make a model durable before returning; see `persist`."""
 
     def record(self, node: Node, entry: Note) -> None:
         """Write to the journal."""
@@ -65,16 +95,42 @@ class World(Protocol):
     def over(self, node: Node, end: RunOver) -> None:
         """Take it that a run has ended."""
 
+    def move(self, node: Node, move: Move) -> None:
+        """Take it that the node has left this place, and let it go on at another."""
+
+    def reconnect(self, node: Node) -> None:
+        """Connect anew, as the node now is."""
+
 
 def filters(node: Node, federation: str) -> list[Filter]:
-    """Return what a node reads."""
+    """Return what a node reads now."""
+    if isinstance(node, Leased):
+        own = lease_filters(federation, node.path)
+        return own if node.node is None else own + filters(node.node, federation)
+    bridge = edge_filters(node.path) if isinstance(node, EdgeNode) else []
     up = participant_filters(federation, node.path) if parent(node.path) is not None else []
     down = [] if isinstance(node, ClientNode) else aggregator_filters(federation, node.path)
-    return up + down
+    return up + down + bridge
+
+
+@dataclass(slots=True)
+class _Due:
+    """What a node wants done after one event, and the message that is acknowledged then."""
+
+    actions: list[Action]
+    arrived: Arrived | None = None
+    is_durable: bool = False
 
 
 class Shell:
     """One node on one link.
+
+    What the node wants done is done in three steps, so that a loop may have many lists made durable at once: `take` and
+    `look` collect, `demand` says what must be durable before anything else of it, `perform_due` does the rest. `start`,
+    `feed` and `tick` do all three.
+
+    While the disk cannot take what must be durable, the node stands still: nothing of what waits is done, nothing more
+    is heard, and its state says so (`HALTED`).
 
     Args:
         node: the node.
@@ -86,14 +142,23 @@ class Shell:
     def __init__(self, node: Node, federation: str, link: Link, world: World) -> None:
         self.node = node
         self.link = link
-        #: Accepted updates of training: an aggregator's from its children, a device's own.
-        self.updates = 0
         #: The node's own part of the metrics it last published.
         self.last_metrics: MetricValues = {}
         #: Payload bytes to and from the parent; for the root of the tree, from and to its children.
         self.payload_up = self.payload_down = 0
         self._federation = federation
         self._world = world
+        self._due: deque[_Due] = deque()
+        self._last_state: State | None = None
+        self._halted: str | None = None
+        self._retry_s = self._halted_s = 0.0
+        self._heard_while_halted: list[LinkEvent | Event] = []
+        self._is_settling = False
+        if isinstance(node, Leased):
+            node.on_lead = self._meter
+        self._meter(node)
+
+    def _meter(self, node: Node) -> None:
         if isinstance(node, ClientNode | EdgeNode):
             node.participant.meter = self._moved
 
@@ -108,45 +173,196 @@ class Shell:
             return traffic.socket_out, traffic.socket_in
         return self.payload_up, self.payload_down
 
+    @property
+    def next_deadline(self) -> float | None:
+        """When to call `tick` at the latest."""
+        return self.node.next_deadline if self._halted is None else self._retry_s
+
     def start(self, now: float) -> None:
         """Begin and start connecting."""
-        self.perform(self.node.start(now))
-        self.link.open()
+        self.begin(now)
+        self._settle(now)
 
     def feed(self, event: LinkEvent | Event, now: float) -> None:
-        """Take what the link or the work has to say."""
-        match event:
-            case Arrived():
-                try:
-                    self._arrived(event.frame, now)
-                finally:
-                    self.link.done(event)
-            case Up():
-                self.perform(
-                    [note("connected"), *self.node.handle(Connected(session_present=event.session_present), now)]
-                )
-            case Down():
-                self.perform(
-                    [note("disconnected", reason=event.reason), *self.node.handle(Lost(reason=event.reason), now)]
-                )
-            case Rejected():
-                self.perform([note("rejected", topic=event.topic, reason=event.reason)])
-            case _:
-                self.perform(self.node.handle(event, now))
+        """Take what the link or the work has to say, and do what the node makes of it."""
+        self.take(event, now)
+        self._settle(now)
 
     def tick(self, now: float) -> None:
-        """Let the node look at the clock."""
-        self.perform(self.node.tick(now))
+        """Let the node look at the clock, and do what it makes of it."""
+        self.look(now)
+        self._settle(now)
 
     def leave(self) -> None:
         """Say the last figures and goodbye, and hang up: whoever watches sees this node leave, not vanish."""
-        last = [Send(message=Metrics(values=dict(self.last_metrics)))] if self.last_metrics else []
-        self.perform([*last, *self.node.leave()])
-        self.link.hang_up()
+        self._heard_while_halted.clear()
+        self._retry_s = 0.0
+        try:
+            self._settle(0.0)  # what is due already, and once more what could not be done
+            if self._halted is None:
+                last: list[Action] = []
+                if self.last_metrics:
+                    last.append(Send(message=Metrics(values=dict(self.last_metrics))))
+                self._due.append(_Due([*last, *self.node.leave()]))
+                self._settle(0.0)
+            if self._halted is not None and self.node.may_speak:
+                self._say(State(state=StateName.DISCONNECTED, boot=self.node.boot, reason=self._halted[:300]))
+        finally:
+            self.link.hang_up()
 
-    def _arrived(self, frame: Frame, now: float) -> None:
+    # -------------------------------------------------------------- step by step, for a loop
+
+    def begin(self, now: float) -> None:
+        """Let the node begin, and start connecting."""
+        self._due.append(_Due(self.node.start(now)))
+        self.link.open()
+
+    def take(self, event: LinkEvent | Event, now: float) -> None:
+        """Collect what the node makes of an event."""
+        if self._halted is not None:
+            self._put_off(event, now)
+            return
+        arrived = event if isinstance(event, Arrived) else None
+        try:
+            self._due.append(_Due(self._heard(event, now), arrived))
+        except BaseException:
+            if arrived is not None:
+                self.link.done(arrived)
+            raise
+
+    def look(self, now: float) -> None:
+        """Collect what the node makes of the time."""
+        if self._halted is None:
+            self._due.append(_Due(self.node.tick(now)))
+
+    def demand(self, now: float) -> Persist | None:
+        """Return what must be durable before `perform_due`, in one transaction; None where there is nothing."""
+        if self._halted is not None and now < self._retry_s:
+            return None
+        found = [
+            action for due in self._due if not due.is_durable for action in due.actions if isinstance(action, Persist)
+        ]
+        if not found:
+            return None
+        changes = {key: value for one in found for key, value in one.changes.items()}
+        return Persist(changes=changes, is_urgent=any(one.is_urgent for one in found))
+
+    def perform_due(self, now: float) -> None:
+        """Carry out what was collected, which is durable now; a disk that takes no model halts this, too."""
+        if self._halted is not None and now < self._retry_s:
+            return
+        for due in self._due:
+            due.is_durable = True
+        self._silence(now)
+        while self._due and self._due[0].is_durable:
+            due = self._due.popleft()
+            try:
+                for done, action in enumerate(due.actions):
+                    try:
+                        self._perform(action)
+                    except Unwritable as error:
+                        self._due.appendleft(_Due(due.actions[done:], due.arrived, is_durable=True))
+                        self.halt(error, now)
+                        return
+            except BaseException:
+                self._done(due)
+                raise
+            self._done(due)
+        if self._halted is not None:
+            self._go_on(now)
+
+    def halt(self, error: Exception, now: float) -> None:
+        """Stand still: what is due must not be done, for the disk has not taken what stands before it."""
+        self._retry_s, self._halted_s = now + HALT_RETRY_S, now
+        if str(error) != self._halted:
+            self._halted = str(error)
+            self._world.record(self.node, note("halted", reason=self._halted))
+            self._say_halted()
+
+    def perform(self, actions: list[Action]) -> None:
+        """Carry out actions that ask for nothing to be durable, in their order."""
+        for action in actions:
+            self._perform(action)
+
+    # -------------------------------------------------------------- inside
+
+    def _settle(self, now: float) -> None:
+        """Have what is due made durable, and do it; also what comes of it meanwhile, where a link answers at once."""
+        if self._is_settling:
+            return
+        self._is_settling = True
+        try:
+            while self._due and (self._halted is None or now >= self._retry_s):
+                demand = self.demand(now)
+                if demand is not None:
+                    try:
+                        self._world.persist(self.node, demand)
+                    except (Unwritable, OSError) as error:
+                        self.halt(error, now)
+                        return
+                self.perform_due(now)
+        finally:
+            self._is_settling = False
+
+    def _silence(self, now: float) -> None:
+        """Let nothing be said that the node has no right to say any more, or that an old connection was to say."""
+        end = len(self._due) if self.node.has_expired(now) else 0
+        for index, due in enumerate(self._due):
+            if any(isinstance(action, Reconnect) for action in due.actions):
+                end = max(end, index)
+        for index in range(end):
+            self._due[index].actions = [action for action in self._due[index].actions if isinstance(action, Note)]
+
+    def _done(self, due: _Due) -> None:
+        if due.arrived is not None:
+            self.link.done(due.arrived)
+
+    def _put_off(self, event: LinkEvent | Event, now: float) -> None:
+        """Keep an event for when the disk is there again; parts of blobs are asked for once more then, so not those."""
+        if isinstance(event, Arrived) and carries_parts(event.frame.topic):
+            self.link.done(event)
+        else:
+            self._heard_while_halted.append(event)
+        if isinstance(event, Up):
+            self._say_halted()
+        self._retry_s = min(self._retry_s, max(now, self._halted_s + _HALT_LEAST_S))
+
+    def _go_on(self, now: float) -> None:
+        """Take up where the disk failed: say the state that holds, and hear what came meanwhile."""
+        self._halted = None
+        self._world.record(self.node, note("went_on", after_s=round(max(now - self._halted_s, 0.0), 3)))
+        if self._last_state is not None and self.node.may_speak and not self.node.has_expired(now):
+            self._say(self._last_state)
+        waiting, self._heard_while_halted = self._heard_while_halted, []
+        for event in waiting:
+            self.feed(event, now)
+
+    def _say_halted(self) -> None:
+        if self._halted is not None and self.node.may_speak:
+            self._say(State(state=StateName.HALTED, boot=self.node.boot, reason=self._halted[:300]))
+
+    def _say(self, state: State) -> None:
+        self.link.publish(encode(state, self._federation, self.node.path))
+
+    def _heard(self, event: LinkEvent | Event, now: float) -> list[Action]:
+        match event:
+            case Arrived():
+                return self._arrived(event.frame, now)
+            case Up():
+                return [note("connected"), *self.node.handle(Connected(session_present=event.session_present), now)]
+            case Down():
+                lost = Lost(reason=event.reason, is_cloned=event.is_cloned)
+                return [note("disconnected", reason=event.reason), *self.node.handle(lost, now)]
+            case Rejected():
+                return [note("rejected", topic=event.topic, reason=event.reason)]
+            case _:
+                return self.node.handle(event, now)
+
+    def _arrived(self, frame: Frame, now: float) -> list[Action]:
         if not frame.payload:
-            return  # a retained message was deleted
+            return []  # a retained message was deleted
+        if frame.topic == bridge_state(self.node.path):
+            return self.node.handle(Bridged(is_up=frame.payload != b"0"), now)
         try:
             message, topic = decode(frame)
             if topic.federation != self._federation:
@@ -157,10 +373,9 @@ class Shell:
                     raise Malformed(f"a command for {topic.path!r} came to {self.node.path!r}")
                 sender = parent(topic.path) or ""
         except Malformed as error:
-            self.perform([note("malformed", topic=frame.topic[:200], reason=str(error))])
-            return
+            return [note("malformed", topic=frame.topic[:200], reason=str(error))]
         self._count(len(frame.payload), is_from_above=sender == parent(self.node.path), channel=topic.channel)
-        self.perform(self.node.handle(Received(message=message, sender=sender), now))
+        return self.node.handle(Received(message=message, sender=sender), now)
 
     def _count(self, size: int, *, is_from_above: bool, channel: Channel) -> None:
         if is_from_above:
@@ -168,49 +383,48 @@ class Shell:
         elif parent(self.node.path) is None and channel in (Channel.UP, Channel.TELE):
             self.payload_up += size
 
-    def perform(self, actions: list[Action]) -> None:
-        """Carry out actions, in their order."""
+    def _perform(self, action: Action) -> None:
         node = self.node
-        for action in actions:
-            match action:
-                case Send():
-                    message = action.message
-                    if isinstance(message, Metrics):
-                        self.last_metrics = message.values
-                        message = Metrics(values={**message.values, **self._world.vitals(node)})
-                    frame = encode(message, self._federation, action.to or node.path)
-                    self._count_sent(frame.size, message.channel, is_below=action.to is not None)
-                    self.link.publish(frame)
-                case ClearSlots():
-                    for topic in self._slots(node.path, action):
-                        self.link.publish(Frame(topic=topic, payload=b"", retain=True))
-                case Fetch():
-                    self.link.fetch(self._slots(parent(node.path) or "", action))
-                case Counted():
-                    self._world.counted(node, action)
-                case KeepResidual():
-                    self._world.keep(node, action)
-                case Note():
-                    self.updates += self._is_update(action)
-                    self._world.record(node, action)
-                case Work():
-                    self._world.work(node, action)
-                case CancelWork():
-                    self._world.cancel(node, action.work_id)
-                case Save():
-                    self._world.save(node, action)
-                case RunOver():
-                    self._world.over(node, action)
+        match action:
+            case Send():
+                message = action.message
+                if isinstance(message, Metrics):
+                    self.last_metrics = message.values
+                    message = Metrics(values={**message.values, **self._world.vitals(node)})
+                elif isinstance(message, State):
+                    self._last_state = message
+                frame = encode(message, self._federation, action.to or node.path)
+                self._count_sent(frame.size, message.channel, is_below=action.to is not None)
+                self.link.publish(frame)
+            case ClearSlots():
+                for topic in self._slots(node.path, action):
+                    self.link.publish(Frame(topic=topic, payload=b"", retain=True))
+            case Fetch():
+                self.link.fetch(self._slots(parent(node.path) or "", action))
+            case Counted():
+                self._world.counted(node, action)
+            case Persist():
+                pass  # made durable before, with all others of its list
+            case KeepResidual():
+                self._world.keep(node, action)
+            case Note():
+                self._world.record(node, action)
+            case Work():
+                self._world.work(node, action)
+            case CancelWork():
+                self._world.cancel(node, action.work_id)
+            case Save():
+                self._world.save(node, action)
+            case RunOver():
+                self._world.over(node, action)
+            case Move():
+                self._world.move(node, action)
+            case Reconnect():
+                self._world.reconnect(node)
 
     def _slots(self, path: str, action: ClearSlots | Fetch) -> list[str]:
         channel = KeyPart.channel if action.is_key else ModelPart.channel
         return [str(Topic(self._federation, path, channel, slot)) for slot in action.slots]
-
-    def _is_update(self, entry: Note) -> bool:
-        """Whether a note is of an update that counts here; an edge also notes that its own were accepted above."""
-        is_from_child = "sender" in entry.fields
-        is_ours = is_from_child != isinstance(self.node, ClientNode)
-        return entry.event == "accepted" and entry.fields.get("kind") == Kind.TRAIN.value and is_ours
 
     def _count_sent(self, size: int, channel: Channel, *, is_below: bool) -> None:
         if parent(self.node.path) is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from hfl_mqtt import files
 from hfl_mqtt.roles.shell import MetricValues, Shell
 
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
@@ -20,7 +21,7 @@ def peak_mb(pid: int | str = "self") -> float | None:
 
 
 def of_shell(shell: Shell) -> MetricValues:
-    """Return a node's own figures: payload bytes to and from its parent, bytes on its socket, accepted updates, memory.
+    """Return a node's own figures: payload bytes to and from its parent, bytes on its socket, memory.
 
     For the root of the tree, which has no parent, the payload bytes are those from and to its children.
     """
@@ -30,6 +31,10 @@ def of_shell(shell: Shell) -> MetricValues:
         "down_bytes": shell.payload_down,
         "socket_out": traffic.socket_out,
         "socket_in": traffic.socket_in,
-        "updates": shell.updates,
         "rss_peak_mb": peak_mb(),
     }
+
+
+def wear() -> MetricValues:
+    """Return what this process has written to the disk so far, and how often it had that forced."""
+    return {"state_bytes": files.worn.bytes, "fsyncs": files.worn.forced}

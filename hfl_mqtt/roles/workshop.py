@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from hfl_mqtt import files
 from hfl_mqtt.learning import residuals
 from hfl_mqtt.learning.jobs import ModelBytes
 from hfl_mqtt.learning.trainer import Evaluated, EvaluateJob, Failed, Initial, Result, Trained, Trainer, TrainJob
@@ -84,11 +85,17 @@ class Workshop:
             )
         )
 
-    def counted(self, path: str) -> None:
-        """Take it that the node's last update was accepted."""
+    def counted(self, path: str, update: str) -> None:
+        """Take it that an update of the node was accepted, told by the first 16 digits of its payload's SHA-256."""
         residual = self._residual(path)
         if residual is not None:
-            residuals.keep(residual)
+            residuals.keep(residual, update)
+
+    def forget(self, path: str) -> None:
+        """Drop what a node owes to a parent that is no longer its own."""
+        residual = self._residual(path)
+        if residual is not None:
+            residuals.forget(residual)
 
     def cancel(self, path: str, work_id: str) -> None:
         """Give that work up; no event will come of it."""
@@ -128,6 +135,7 @@ class Workshop:
                     seconds=result.seconds,
                     keyframe=keyframe,
                 )
+                files.worn.add(result.residual_bytes, forced=2 if result.residual_bytes else 0)
                 then(Worked(work_id=work_id, result=contribution))
             case Evaluated():
                 contribution = Contribution(payload=b"", weight=0, tallies=result.tallies, seconds=result.seconds)

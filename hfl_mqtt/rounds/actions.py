@@ -5,6 +5,7 @@ The order of a list of actions is part of the contract: a `Save` stands before t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +24,10 @@ class Connected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """The link is down."""
+    """The link is down. `is_cloned` where another program keeps connecting under our name."""
 
     reason: str = ""
+    is_cloned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,14 @@ class WorkFailed:
     reason: str
 
 
-Event = Connected | Lost | Received | Worked | WorkFailed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bridged:
+    """The bridge between our broker and our parent's is up, or down: nothing that is said to the parent arrives then."""
+
+    is_up: bool
+
+
+Event = Connected | Lost | Received | Worked | WorkFailed | Bridged
 
 # ------------------------------------------------------------------ actions
 
@@ -120,9 +129,43 @@ class CancelWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """The result of that work was accepted: what its coding cut off is now what the next update carries along."""
+    """The result of that work was accepted: what its coding cut off is now what the next update carries along.
+
+    `payload` is the first sixteen digits of the SHA-256 of what was accepted. It may be said more than once, and after
+    a restart; of which update the coding error at hand is, is told by `payload`.
+    """
 
     work_id: str
+    payload: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """Leave this place in the tree, and go on under another name: one of the node's own homes."""
+
+    to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconnect:
+    """Connect anew, with the will, the filters and the client id that the node has now; the last of a list.
+
+    What the old connection has not said yet is not said any more, nor what was held back by a full disk: the node has
+    got another right to speak, or lost it.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persist:
+    """Make these changes durable, all or none, before anything that stands behind this action is said.
+
+    A key is a text such as `down/accepted/cloud/farm-a/pi-1`; its value replaces what was there, None deletes it. The
+    node's next life is given all of them. `is_urgent` False: they may wait for the next urgent ones, and be lost by a
+    power cut until then, for what only saves work.
+    """
+
+    changes: Mapping[str, Buffer | None] = field(repr=False)
+    is_urgent: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,13 +198,31 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOver:
-    """The run has ended; `failure` says why it has no result."""
+    """The run has ended; `failure` says why it has no result.
+
+    Where it `is_drained` only the node's own part has ended: the run goes on when it is started again.
+    """
 
     run: str
     failure: str | None = None
+    is_drained: bool = False
 
 
-Action = Send | ClearSlots | Fetch | Work | CancelWork | Counted | KeepResidual | Save | Note | RunOver
+Action = (
+    Send
+    | ClearSlots
+    | Fetch
+    | Work
+    | CancelWork
+    | Counted
+    | Move
+    | Reconnect
+    | Persist
+    | KeepResidual
+    | Save
+    | Note
+    | RunOver
+)
 
 
 def note(event: str, **fields: Any) -> Note:

@@ -4,24 +4,27 @@
                  OPEN -deadline without quorum, no retry left-> IDLE     (missed)
 
 A peer's misbehaviour never raises here: it becomes a refusal with its reason and a counted note.
+
+What must outlive a crash is put down (`Persist`) before it is said; after one, `start` goes on with the open round.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 from hfl_mqtt.errors import Malformed, Misuse, Refused
-from hfl_mqtt.protocol.blobs import WINDOW, Full, Keep, Reassembler, in_memory
+from hfl_mqtt.protocol.blobs import WINDOW, Corrupted, Full, Keep, Reassembler, in_memory
 from hfl_mqtt.protocol.messages import (
     AUTO,
-    MAX_TALLIES,
-    MAX_WEIGHT,
     MOVING_EVERY_S,
     UNASKED,
     Announce,
+    Buffer,
     Decline,
     Kind,
+    Late,
     Moving,
     Phase,
     Plan,
@@ -29,9 +32,7 @@ from hfl_mqtt.protocol.messages import (
     RoundCall,
     State,
     StateName,
-    Tally,
     Tier,
-    Update,
     UpdatePart,
     Want,
     WantModel,
@@ -41,100 +42,43 @@ from hfl_mqtt.protocol.topics import is_child
 from hfl_mqtt.protocol.wire import MAX_HEAD, unpack_update
 from hfl_mqtt.rounds import cohort, ladder
 from hfl_mqtt.rounds.actions import Action, Note, Send, note
-from hfl_mqtt.rounds.arithmetic import Accumulator, Arithmetic
+from hfl_mqtt.rounds.arithmetic import Arithmetic
 from hfl_mqtt.rounds.downlink import Downlink
+from hfl_mqtt.rounds.ledger import Entry, Identity, Ledger
+from hfl_mqtt.rounds.members import Member
+from hfl_mqtt.rounds.open_round import REMIND_S, OpenRound, Outcome
 from hfl_mqtt.rounds.policy import Waiting, quorum_of
 
 #: Updates that are put together at the same time may have this many bytes; the others wait for a slot.
 MAX_UNDER_WAY = 64 * 2**20
-REMIND_S = 10.0
+#: An update that was changed on its way is asked for again, so often from each child and round.
+MAX_CORRUPTED = 3
 MAX_REMIND_S = 60.0
 #: While parts of an update keep arriving, a deadline moves on by this much; 256 KiB in this time are 70 kbit/s. For as
 #: long a child is believed that says that parts keep coming at it.
 PROGRESS_S = 30.0
 
 
+#: What a node is given that has no former life.
+NOTHING: Mapping[str, Buffer] = MappingProxyType({})
+
 #: What an aggregator hears of its children.
 FromChild = State | Decline | UpdatePart | WantModel | Announce | Moving
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a round gave. `step` is how far the model moves: a delta, None after an evaluation or a miss."""
+def _announced(part: UpdatePart) -> Announce:
+    """Return what would have announced the update of a part."""
+    return Announce(run=part.run, round=part.round, base=part.base, blob=part.blob, size=part.size, count=part.count)
 
-    run: str
-    round: tuple[int, ...]
-    kind: Kind
-    is_missed: bool
-    step: Any = field(repr=False)
-    quorum: int
-    accepted: dict[str, int]
-    declined: dict[str, str]
-    missing: tuple[str, ...]
-    tallies: dict[str, Tally]
-    seconds: float
-    #: Bytes that were moved for it, up and down, on all links below this node, by the child through which they went.
-    moved: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    @property
-    def sent(self) -> int:
-        """Bytes up, of all children."""
-        return sum(up for up, _ in self.moved.values())
-
-    @property
-    def received(self) -> int:
-        """Bytes down, of all children."""
-        return sum(down for _, down in self.moved.values())
-
-    @property
-    def absent(self) -> int:
-        """How many were asked in vain."""
-        return len(self.missing) + len(self.declined)
-
-    def waited_for(self) -> str:
-        """Say for people who did not contribute, and why."""
-        said = [f"{name} ({reason})" for name, reason in sorted(self.declined.items())]
-        return ", ".join([*said, *(f"{name} (no answer)" for name in self.missing)])
+def _takes_late(call: RoundCall) -> bool:
+    """Whether an update of an older round can join this one, or the one after it where it is closed."""
+    return call.late is not Late.DROP and call.plan.kind is Kind.TRAIN and call.phase is not Phase.FINISHED
 
 
 def codecs_of(codec: str) -> tuple[str, ...]:
     """Return the chains that an update may come in, where a call says `codec`."""
     return ladder.CODECS if codec == AUTO else (codec,)
-
-
-@dataclass(slots=True)
-class _Member:
-    boot: int
-    is_present: bool
-    has_left: bool = False
-
-
-@dataclass(slots=True)
-class _Round:
-    call: RoundCall
-    waiting: Waiting
-    accumulator: Accumulator
-    asked: set[str]
-    next_remind_s: float
-    remind_wait_s: float = REMIND_S
-    #: When children last said that parts keep coming at them.
-    moving_s: dict[str, float] = field(default_factory=dict)
-    accepted: dict[str, int] = field(default_factory=dict)
-    declined: dict[str, str] = field(default_factory=dict)
-    #: Who was told to wait for a slot; so it is not slow.
-    stood_in_line: set[str] = field(default_factory=set)
-    refused_blobs: dict[str, str] = field(default_factory=dict)
-    tallies: dict[str, list[Tally]] = field(default_factory=dict)
-    moved: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    @property
-    def quorum(self) -> int:
-        return quorum_of(self.waiting.tier, len(self.asked))
-
-    @property
-    def has_quorum(self) -> bool:
-        """Whether enough came in; once they have, one more child to ask does not take it back."""
-        return self.waiting.grace_ends_s is not None or len(self.accepted) >= self.quorum
 
 
 class Aggregator:
@@ -146,6 +90,7 @@ class Aggregator:
         boot: how often this node has been started; goes into its calls.
         max_under_way: most bytes of updates that are under way at once, and at least one of them.
         keep: puts blobs away.
+        saved: what its former life persisted, see `ledger` and `downlink`; other keys are passed over.
     """
 
     def __init__(
@@ -156,21 +101,65 @@ class Aggregator:
         boot: int = 0,
         max_under_way: int = MAX_UNDER_WAY,
         keep: Keep = in_memory,
+        saved: Mapping[str, Buffer] = NOTHING,
     ) -> None:
         self.path = path
         self._boot = boot
         self._arithmetic = arithmetic
         self._max_under_way = max_under_way
-        self._members: dict[str, _Member] = {}
-        self.downlink = Downlink(arithmetic, keep)
+        self._members: dict[str, Member] = {}
+        self.downlink = Downlink(arithmetic, keep, saved)
+        self._ledger = Ledger(saved)
+        self._saved = saved
         #: Updates that wait for a slot, in the order in which they were announced.
         self._waiting: dict[str, Announce] = {}
         self._is_close_told = True
+        #: Whether what was said last may not have been heard: a crash came between the deed and the word.
+        self._is_unsaid = False
+        #: Since when our own link is down, so that no child can answer; the clock of the round stands still.
+        self._lost_s: float | None = None
         self._last_call: RoundCall | None = None
-        self._round: _Round | None = None
+        self._round: OpenRound | None = None
         self._updates = Reassembler(max_blob=1, max_total=1)
-        self._receipts: dict[str, Receipt] = {}
+        #: The last refusal of each child.
+        self._refusals: dict[str, Receipt] = {}
         self.outcome: Outcome | None = None
+
+    def start(self, now: float) -> list[Action]:
+        """Go on where a former life was: an open round is rebuilt from its call and its accepted updates.
+
+        Those who were asked are taken as present until something else is heard; the deadline starts anew.
+        """
+        saved, self._saved = self._saved, NOTHING
+        call, chain = self._ledger.call, self.downlink.chain
+        actions: list[Action] = [note("unreadable", key=key) for key in self.downlink.unreadable]
+        if call is None:
+            return [*self._ledger.flush(), *self.downlink.flush(), *actions]
+        if chain is None or (call.phase is Phase.OPEN and chain.manifest != call.model):
+            actions.append(note("unreadable", key="down/round", reason="its model is not here: the round is given up"))
+            self._ledger.forget()
+            return [*self._ledger.flush(), *self.downlink.flush(), *actions]
+        self._last_call, self._is_unsaid, self._lost_s = call, True, now
+        if call.phase is Phase.OPEN:
+            actions += self._reopen(call, saved, now)
+        restored = self._ledger.restored()
+        actions += [restored] if restored is not None else []
+        if self._round is not None and self._round.has_quorum:
+            self._round.waiting.quorum_in(now)
+        return [*self._ledger.flush(), *self.downlink.flush(), *actions]
+
+    def _reopen(self, call: RoundCall, saved: Mapping[str, Buffer], now: float) -> list[Action]:
+        ledger, actions = self._ledger, list[Action]()
+        ongoing = self._round = self._begin_round(call, ledger.tier, ledger.asked | ledger.entries.keys(), now)
+        for sender in ongoing.asked:
+            self._members[sender] = Member()
+        for sender, entry in sorted(ledger.entries.items()):
+            try:
+                ongoing.count(unpack_update(saved.get(f"down/update/{sender}", b"")), sender, entry)
+            except (Malformed, Refused) as error:
+                ledger.give_up(sender)
+                actions.append(note("unreadable", key=f"down/update/{sender}", reason=str(error)))
+        return actions
 
     # -------------------------------------------------------------- for the node above
 
@@ -178,6 +167,11 @@ class Aggregator:
     def present(self) -> list[str]:
         """The children that can be asked now."""
         return sorted(name for name, member in self._members.items() if member.is_present)
+
+    @property
+    def call(self) -> RoundCall | None:
+        """The last call, with the phase that it came to."""
+        return self._last_call
 
     @property
     def is_open(self) -> bool:
@@ -216,14 +210,12 @@ class Aggregator:
         Raises:
             Misuse: no model was offered, or a round is open.
         """
-        chain, layout = self.downlink.chain, self.downlink.layout
+        chain = self.downlink.chain
         if chain is None or self._round is not None:
             raise Misuse("open() needs an offered model and no open round")
         drawn = cohort.draw(seed, round_id, self.present, tier.fraction)
         asked = {name for name in self.present if cohort.is_asked(drawn, round_id, name)}
-        codecs = codecs_of(tier.codec)
-        limit = self._arithmetic.update_limit(layout, codecs) + MAX_HEAD
-        room = max(self._max_under_way, limit)
+        _, room = self._bounds(tier.codec)
         last = self._last_call
         is_anew = last is not None and (last.run, last.round, last.phase) == (run, round_id, Phase.CLOSED)
         call = RoundCall(
@@ -242,47 +234,78 @@ class Aggregator:
             budget=tier.budget if tier.codec == AUTO else None,
             # A round that came to nothing, called once more: whoever was accepted then is asked for another update.
             attempt=last.attempt + 1 if last is not None and is_anew else 0,
+            late=tier.late,
+            number=last.number + 1 if last is not None and last.run == run else 0,
         )
         # Whoever was accepted then, and did not hear of its close, would take it for the round that it has done.
         told = self._tell_close() if is_anew else []
-        self._updates = Reassembler(max_blob=limit, max_total=room)
-        self._waiting.clear()
-        self._round = _Round(
+        self._round = self._begin_round(call, tier, asked, now)
+        self._last_call, self._is_close_told = call, True
+        undone = self._ledger.open(call, tier, asked)
+        opened = note("opened", run=run, round=round_text(round_id), kind=plan.kind.value, asked=len(asked))
+        return [*self._ledger.flush(), *undone, *told, Send(message=call), opened]
+
+    def _bounds(self, codec: str) -> tuple[int, int]:
+        """Return how many bytes an update can have, and all that are under way."""
+        limit = self._arithmetic.update_limit(self.downlink.layout, codecs_of(codec)) + MAX_HEAD
+        return limit, max(self._max_under_way, limit)
+
+    def _begin_round(self, call: RoundCall, tier: Tier, asked: set[str], now: float) -> OpenRound:
+        limit, room = self._bounds(tier.codec)
+        if call.late is Late.DROP or self._updates.max_blob != limit:  # else parts that have come still serve
+            self._updates = Reassembler(max_blob=limit, max_total=room)
+            self._waiting.clear()
+        return OpenRound(
             call=call,
             waiting=Waiting.begin(tier, now),
-            accumulator=self._arithmetic.accumulator(layout, codecs),
+            accumulator=self._arithmetic.accumulator(self.downlink.layout, codecs_of(tier.codec)),
             asked=asked,
             next_remind_s=now + REMIND_S,
         )
-        self._last_call, self._is_close_told = call, True
-        opened = note("opened", run=run, round=round_text(round_id), kind=plan.kind.value, asked=len(asked))
-        return [*told, Send(message=call), opened]
 
     def cancel(self, why: str) -> list[Action]:
         """Close an open round without a result."""
         if self._round is None:
             return []
         call = self._round.call
-        return [*self._end(), note("abandoned", run=call.run, round=round_text(call.round), reason=why)]
+        ended, updates = self._end(is_counted=False)
+        abandoned = note("abandoned", run=call.run, round=round_text(call.round), reason=why, updates=updates)
+        return [*self._ledger.flush(), *ended, abandoned]
 
     def finish(self, run: str) -> list[Action]:
         """Tell the children that the run is over."""
         actions = self.cancel("the run is over")
         if self._last_call is not None and self._last_call.run == run:
             self._last_call = replace(self._last_call, phase=Phase.FINISHED)
-            actions.append(Send(message=self._last_call))
+            self._ledger.finish(self._last_call)
+            actions += [*self._ledger.flush(), Send(message=self._last_call)]
         return actions
 
-    def connected(self, *, session_present: bool) -> list[Action]:
-        """After a new session the broker may have lost what it retained: say it again."""
-        if session_present or self._last_call is None:
+    def lost(self, now: float) -> None:
+        """Take it that our own link is down: nobody can answer, so no deadline passes."""
+        if self._lost_s is None:
+            self._lost_s = now
+
+    def connected(self, *, session_present: bool, now: float) -> list[Action]:
+        """After a new session the broker may have lost what it retained; after our own start, what we said last."""
+        if self._lost_s is not None and self._round is not None:
+            self._round.waiting.stand_still(max(now - self._lost_s, 0.0))
+            self._round.next_remind_s = now + REMIND_S
+        self._lost_s = None
+        is_unsaid, self._is_unsaid = self._is_unsaid, False
+        if self._last_call is None or (session_present and not is_unsaid):
             return []
-        return [*self.downlink.show_again(), Send(message=self._last_call)]
+        shown = self.downlink.show_newest() if session_present else self.downlink.show_again()
+        return [*shown, Send(message=self._last_call)]
 
     # -------------------------------------------------------------- from the children
 
     def hear(self, message: FromChild, sender: str, now: float) -> list[Action]:
         """Take a message of a child."""
+        heard = self._hear(message, sender, now)
+        return [*self._ledger.flush(), *heard]
+
+    def _hear(self, message: FromChild, sender: str, now: float) -> list[Action]:
         if not is_child(sender, self.path):
             return [note("stranger", sender=sender, said=type(message).__name__)]
         if isinstance(message, State):
@@ -305,9 +328,10 @@ class Aggregator:
         if member is not None and state.boot < member.boot and not state.state.is_present:
             return [note("late_will", sender=sender, boot=state.boot)]
         was_present = member is not None and member.is_present
-        has_left = state.state is StateName.DISCONNECTED
-        self._members[sender] = _Member(state.boot, state.state.is_present, has_left)
+        known = self._members[sender] = Member.of(state, member)
         actions: list[Action] = []
+        if member is not None and known.is_cloned(member):
+            actions.append(note("cloned", sender=sender, boots=sorted((known.boot, member.boot)), times=known.returns))
         if state.state.is_present and not was_present:
             actions.append(note("joined", sender=sender, boot=state.boot))
             self._admit(sender)
@@ -315,7 +339,7 @@ class Aggregator:
         elif was_present and not state.state.is_present:
             left = "lost" if state.state is StateName.LOST else "left"
             self._waiting.pop(sender, None)
-            if has_left or self._waiting:  # others wait for its slot
+            if known.has_left or self._waiting:  # others wait for its slot
                 self._updates.drop(sender)
                 actions += self._grant(now)
             actions.append(note(left, sender=sender, boot=state.boot))
@@ -325,7 +349,14 @@ class Aggregator:
     def _admit(self, sender: str) -> None:
         ongoing = self._round
         if ongoing is not None and cohort.is_asked(ongoing.call.draw, ongoing.call.round, sender):
-            ongoing.asked.add(sender)
+            self._ask(ongoing, sender)
+
+    def _ask(self, ongoing: OpenRound, sender: str) -> None:
+        """Take it that one more answers this round."""
+        ongoing.asked.add(sender)
+        # What is still in line when a will is said does not bring its sender back; its own word does.
+        self._members.setdefault(sender, Member())
+        self._ledger.ask(sender)
 
     def _hear_decline(self, decline: Decline, sender: str, now: float) -> list[Action]:
         ongoing = self._round
@@ -336,7 +367,7 @@ class Aggregator:
         if ongoing.declined.get(sender) == decline.reason:
             return []
         ongoing.declined[sender] = decline.reason
-        said = self._note("declined", sender=sender, reason=decline.reason)
+        said = ongoing.note("declined", sender=sender, reason=decline.reason)
         return [said, *self._settle(now)]
 
     def _hear_want(self, want: WantModel, sender: str, now: float) -> list[Action]:
@@ -344,20 +375,42 @@ class Aggregator:
         return found or [note("want_out_of_place", sender=sender, version=want.version)]
 
     def _hear_announce(self, announced: Announce, sender: str, now: float) -> list[Action]:
-        ongoing = self._round
-        if ongoing is None or (announced.run, announced.round) != (ongoing.call.run, ongoing.call.round):
-            return self._out_of_place(announced, sender)
-        if sender in ongoing.accepted or ongoing.refused_blobs.get(sender) == announced.blob:
-            return [self._receipt_again(sender), self._note("duplicate", sender=sender)]
-        reason = self._why_not(announced, sender)
-        if reason is not None:
-            return self._refuse(announced, sender, reason, now)
-        ongoing.asked.add(sender)
-        self._members.setdefault(sender, _Member(0, True))
+        answered = self._answered(announced, sender, now)
+        if answered is not None:
+            return answered
         if self._updates.is_open(sender, announced.blob):
             missing = self._updates.missing(sender, announced.blob)[:WINDOW]
             return [Send(message=Want(blob=announced.blob, parts=missing), to=sender)]
         return self._stand_in_line(announced, sender, now)
+
+    def _answered(self, said: UpdatePart | Announce, sender: str, now: float) -> list[Action] | None:
+        """Answer what needs no further parts: it counted, it cannot count, or not yet. None where it may count now."""
+        ongoing = self._round
+        counted = self._ledger.find(sender, said)
+        if counted is not None:
+            return self._once(said, sender, counted.receipt, self._note_of(said, "duplicate", sender))
+        if ongoing is not None and ongoing.refused_blobs.get(sender) == said.blob:
+            return self._once(said, sender, self._refusals[sender], self._note_of(said, "duplicate", sender))
+        if ongoing is None or (said.run, said.round) != (ongoing.call.run, ongoing.call.round):
+            out_of_place = self._out_of_place(said, sender)
+            if out_of_place is not None:
+                return out_of_place
+            assert ongoing is not None
+        elif sender in ongoing.accepted and ongoing.call.late is not Late.DROP:
+            return [self._note_of(said, "held", sender)]  # a late one was its answer: this one is the next
+        else:
+            reason = self._why_not(said, sender)
+            if reason is not None:
+                return self._refuse(said, sender, reason, now)
+        self._ask(ongoing, sender)
+        return None
+
+    @staticmethod
+    def _once(said: UpdatePart | Announce, sender: str, receipt: Receipt, told: Note) -> list[Action]:
+        """Answer an update once, not with each of its parts."""
+        if isinstance(said, UpdatePart) and said.index != 0:
+            return [told]
+        return [Send(message=receipt, to=sender), told]
 
     def _stand_in_line(self, announced: Announce, sender: str, now: float) -> list[Action]:
         ongoing = self._round
@@ -400,32 +453,21 @@ class Aggregator:
         assert ongoing is not None
         if not cohort.is_asked(ongoing.call.draw, ongoing.call.round, sender):
             return "not asked in this round"
-        if said.base[:16] != ongoing.call.model.digest[:16]:
+        if said.base != ongoing.call.model.digest:
             return "foreign base: this update starts from another model"
         return None
 
     def _hear_part(self, part: UpdatePart, sender: str, now: float) -> list[Action]:
-        ongoing = self._round
-        if ongoing is None or (part.run, part.round) != (ongoing.call.run, ongoing.call.round):
-            return self._out_of_place(part, sender)
-        if sender in ongoing.accepted or ongoing.refused_blobs.get(sender) == part.blob:
-            duplicate = self._note("duplicate", sender=sender)
-            return [self._receipt_again(sender), duplicate] if part.index == 0 else [duplicate]
-        reason = self._why_not(part, sender)
-        if reason is not None:
-            return self._refuse(part, sender, reason, now)
-        ongoing.asked.add(sender)
-        # What is still in line when a will is said does not bring its sender back; its own word does.
-        self._members.setdefault(sender, _Member(0, True))
+        answered = self._answered(part, sender, now)
+        if answered is not None:
+            return answered
         try:
             progress = self._updates.add(sender, part, now)
         except Full as error:  # it stands in line as if it had announced itself
-            base = part.base[:16]
-            announced = Announce(
-                run=part.run, round=part.round, base=base, blob=part.blob, size=part.size, count=part.count
-            )
-            no_room = self._note("no_room", sender=sender, reason=str(error))
-            return [no_room, *self._stand_in_line(announced, sender, now)]
+            no_room = note("no_room", sender=sender, run=part.run, round=round_text(part.round), reason=str(error))
+            return [no_room, *self._stand_in_line(_announced(part), sender, now)]
+        except Corrupted as error:  # what it took to learn it is not thrown away for a bit that fell over
+            return self._ask_again(part, sender, str(error), now)
         except Malformed as error:
             return self._refuse(part, sender, str(error), now)
         self._waiting.pop(sender, None)
@@ -434,34 +476,28 @@ class Aggregator:
         if progress.blob is None:
             return []
         try:
-            counted = self._add(unpack_update(progress.blob), sender)
+            counted = self._add(progress.blob, part, sender)
         except (Malformed, Refused) as error:
             return self._refuse(part, sender, str(error), now)
         del progress  # it may be as large as the model, and the round may close now
         return [*counted, *self._settle(now), *self._grant(now)]
 
-    def _add(self, update: Update, sender: str) -> list[Action]:
+    def _add(self, blob: Buffer, part: UpdatePart, sender: str) -> list[Action]:
+        """Count an update, and put it down before its receipt is sent."""
         ongoing = self._round
         assert ongoing is not None
-        call = ongoing.call
-        for name, tally in update.tallies.items():
-            if ongoing.tallies.get(name, [tally])[0].is_root != tally.is_root:
-                raise Refused(f"metric {name!r}: a mean and a root mean do not add up")
-        if len(ongoing.tallies.keys() | update.tallies.keys()) > MAX_TALLIES:
-            raise Refused(f"{len(ongoing.tallies.keys() | update.tallies.keys())} metrics, at most {MAX_TALLIES}")
-        if sum(ongoing.accepted.values()) + update.weight > MAX_WEIGHT:
-            raise Refused(f"weight {update.weight}: with those before it more than {MAX_WEIGHT}")
-        if call.plan.kind is Kind.TRAIN:
-            ongoing.accumulator.add(update.payload, update.weight)
-        elif len(update.payload) or update.weight:
-            raise Refused("an evaluation carries no weights")
-        for name, tally in update.tallies.items():
-            ongoing.tallies.setdefault(name, []).append(tally)
-        ongoing.accepted[sender] = update.weight
-        ongoing.moved[sender] = (update.sent, update.received)
-        ongoing.declined.pop(sender, None)
-        self._receipts[sender] = Receipt(run=call.run, round=call.round, base=call.model.digest[:16])
-        accepted = self._note(
+        call, tier = ongoing.call, ongoing.waiting.tier
+        staleness, share = 0, 1.0
+        is_late = part.round != call.round
+        if is_late:
+            staleness = self._ledger.staleness(sender, part) or 0
+            share = (1 + staleness) ** -tier.staleness_exponent if call.late is Late.DISCOUNT else 1.0
+        entry = Entry(identity=Identity.of(part, call.round), staleness=staleness, share=share)
+        update = unpack_update(blob)
+        ongoing.count(update, sender, entry)
+        self._ledger.take(sender, entry, blob)
+        self._refusals.pop(sender, None)
+        accepted = ongoing.note(
             "accepted",
             sender=sender,
             kind=call.plan.kind.value,
@@ -469,39 +505,70 @@ class Aggregator:
             bytes=len(update.payload),
             sent=update.sent,
             received=update.received,
+            update=part.blob[:16],
+            of=round_text(part.round),
+            base=part.base,
+            **({"late": True, "staleness": staleness, "share": round(share, 4)} if is_late else {}),
         )
-        return [self._receipt_again(sender), accepted]
+        return [Send(message=entry.identity.receipt, to=sender), accepted]
 
     def _refuse(self, part: UpdatePart | Announce, sender: str, reason: str, now: float) -> list[Action]:
         ongoing = self._round
         assert ongoing is not None
         self._updates.drop(sender, part.blob)
-        self._receipts[sender] = Receipt(
-            run=part.run, round=part.round, base=part.base[:16], accepted=False, reason=reason[:300]
-        )
+        self._refusals[sender] = self._refusal(part, reason)
         ongoing.refused_blobs[sender] = part.blob
-        if sender in ongoing.asked:
+        is_its_answer = part.round == ongoing.call.round and sender not in ongoing.accepted
+        if sender in ongoing.asked and is_its_answer:  # who is refused a late one answers the call with another
             ongoing.declined[sender] = f"refused: {reason}"
-        refused = self._note("refused", sender=sender, reason=reason)
+        refused = ongoing.note("refused", sender=sender, reason=reason)
         self._waiting.pop(sender, None)
-        return [self._receipt_again(sender), refused, *self._grant(now), *self._settle(now)]
+        return [Send(message=self._refusals[sender], to=sender), refused, *self._grant(now), *self._settle(now)]
 
-    def _out_of_place(self, part: UpdatePart | Announce, sender: str) -> list[Action]:
-        late = note("late", sender=sender, run=part.run, round=round_text(part.round))
-        if isinstance(part, UpdatePart) and part.index != 0:
-            return [late]
-        given, base = self._receipts.get(sender), part.base[:16]
-        if given is None or (given.run, given.round, given.base) != (part.run, part.round, base):
-            reason = f"too late: {round_text(part.round)} is closed"
-            given = Receipt(run=part.run, round=part.round, base=base, accepted=False, reason=reason)
-        return [Send(message=given, to=sender), late]
+    def _ask_again(self, part: UpdatePart, sender: str, reason: str, now: float) -> list[Action]:
+        ongoing = self._round
+        assert ongoing is not None
+        ongoing.corrupted[sender] = ongoing.corrupted.get(sender, 0) + 1
+        if ongoing.corrupted[sender] > MAX_CORRUPTED:
+            return self._refuse(part, sender, reason, now)
+        corrupted = ongoing.note("corrupted", sender=sender, reason=reason, update=part.blob)
+        return [corrupted, *self._stand_in_line(_announced(part), sender, now)]
+
+    @staticmethod
+    def _refusal(said: UpdatePart | Announce, reason: str) -> Receipt:
+        return Receipt(run=said.run, round=said.round, base=said.base, accepted=False, reason=reason[:300])
+
+    def _out_of_place(self, said: UpdatePart | Announce, sender: str) -> list[Action] | None:
+        """Answer an update of a round that is not open; None where it joins the one that is."""
+        late = self._note_of(said, "late", sender)
+        given = self._refusals.get(sender)
+        if given is not None and (given.run, given.round, given.base) == (said.run, said.round, said.base):
+            return self._once(said, sender, given, late)
+        call = self._last_call
+        if call is None or said.run != call.run or not _takes_late(call):
+            reason = f"too late: {round_text(said.round)} is closed"
+            return self._once(said, sender, self._refusal(said, reason), late)
+        staleness = self._ledger.staleness(sender, said)
+        if staleness is None or staleness > self._ledger.tier.max_staleness:
+            at_most = self._ledger.tier.max_staleness
+            reason = (
+                f"too old: {round_text(said.round)} is none of the {at_most} rounds before {round_text(call.round)}"
+            )
+            return self._once(said, sender, self._refusal(said, reason), late)
+        if self._round is None or sender in self._round.accepted:
+            return [self._note_of(said, "held", sender)]  # it comes again with the next call, and joins that
+        return None
 
     # -------------------------------------------------------------- time
 
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for: remind, ask for missing parts, extend, close."""
+        ticked = self._tick(now)
+        return [*self._ledger.flush(), *ticked]
+
+    def _tick(self, now: float) -> list[Action]:
         ongoing = self._round
-        if ongoing is None:
+        if ongoing is None or self._lost_s is not None:
             return []
         actions: list[Action] = [
             Send(message=Want(blob=ask.blob, parts=ask.parts), to=ask.sender) for ask in self._updates.tick(now)
@@ -512,19 +579,19 @@ class Aggregator:
         if now >= ongoing.next_remind_s:
             ongoing.remind_wait_s = min(ongoing.remind_wait_s * 2, MAX_REMIND_S)
             ongoing.next_remind_s = now + ongoing.remind_wait_s
-            if self._awaited(ongoing):
+            if not all(self._members[name].is_training for name in self._awaited(ongoing)):
                 actions.append(Send(message=ongoing.call))
         return actions
 
     @property
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next."""
-        if self._round is None:
+        if self._round is None or self._lost_s is not None:
             return None
         moments = (self._round.waiting.next_s, self._round.next_remind_s, self._updates.next_deadline)
         return min(moment for moment in moments if moment is not None)
 
-    def _time_is_up(self, ongoing: _Round, now: float) -> list[Action]:
+    def _time_is_up(self, ongoing: OpenRound, now: float) -> list[Action]:
         if ongoing.has_quorum:
             is_held_up = not ongoing.stood_in_line.isdisjoint(self._awaited(ongoing))
             if is_held_up and self._updates.is_arriving(now, PROGRESS_S):
@@ -538,7 +605,7 @@ class Aggregator:
             ongoing.waiting.extend(now, by_s=max(PROGRESS_S, ongoing.call.open_for_s))
             return []
         if ongoing.waiting.extend(now):
-            missed = self._note(
+            missed = ongoing.note(
                 "extended",
                 accepted=len(ongoing.accepted),
                 quorum=ongoing.quorum,
@@ -550,21 +617,22 @@ class Aggregator:
             ongoing.refused_blobs.clear()
             self._last_call = ongoing.call = replace(ongoing.call, attempt=ongoing.call.attempt + 1)
             ongoing.next_remind_s, ongoing.remind_wait_s = now + REMIND_S, REMIND_S
+            self._ledger.call_again(ongoing.call)
             return [missed, Send(message=ongoing.call)]
         return self._close(now)
 
     # -------------------------------------------------------------- inside
 
-    def _awaited(self, ongoing: _Round) -> set[str]:
+    def _awaited(self, ongoing: OpenRound) -> set[str]:
         present = {name for name in ongoing.asked if self._members[name].is_present}
         return present - ongoing.accepted.keys() - ongoing.declined.keys()
 
-    def _is_moving_at_one(self, ongoing: _Round, now: float) -> bool:
+    def _is_moving_at_one(self, ongoing: OpenRound, now: float) -> bool:
         """Whether a child that is waited for said a moment ago that parts keep coming at it."""
         recent = {name for name, at_s in ongoing.moving_s.items() if now - at_s <= PROGRESS_S}
         return not recent.isdisjoint(self._awaited(ongoing))
 
-    def _is_answered(self, ongoing: _Round) -> bool:
+    def _is_answered(self, ongoing: OpenRound) -> bool:
         """Whether everybody who was asked has answered or left on purpose, so that waiting brings nothing."""
         left = {name for name in ongoing.asked if self._members[name].has_left}
         answered = ongoing.accepted.keys() | ongoing.declined.keys() | left
@@ -581,31 +649,20 @@ class Aggregator:
         if not self._awaited(ongoing):
             return self._close(now)
         ongoing.waiting.quorum_in(now)
-        return []
+        return self._time_is_up(ongoing, now) if now >= ongoing.waiting.next_s else []
 
     def _close(self, now: float) -> list[Action]:
         ongoing = self._round
         assert ongoing is not None
         call = ongoing.call
         is_missed = not ongoing.has_quorum
+        # The next call says as much as this one's close; where all have answered, nobody needs to hear it before.
+        told, updates = self._end(is_quiet=ongoing.asked <= ongoing.accepted.keys(), is_counted=not is_missed)
         step = None
         if not is_missed and call.plan.kind is Kind.TRAIN:
             step = self._arithmetic.step(ongoing.accumulator)
-        self.outcome = outcome = Outcome(
-            run=call.run,
-            round=call.round,
-            kind=call.plan.kind,
-            is_missed=is_missed,
-            quorum=ongoing.quorum,
-            step=step,
-            accepted=ongoing.accepted,
-            declined=ongoing.declined,
-            missing=tuple(sorted(ongoing.asked - ongoing.accepted.keys() - ongoing.declined.keys())),
-            tallies={name: Tally.of(tallies) for name, tallies in sorted(ongoing.tallies.items())},
-            seconds=now - ongoing.waiting.opened_s,
-            moved=ongoing.moved,
-        )
-        closed = self._note(
+        self.outcome = outcome = ongoing.outcome(step, now)
+        closed = ongoing.note(
             "missed" if is_missed else "closed",
             kind=outcome.kind.value,
             accepted=len(outcome.accepted),
@@ -614,18 +671,21 @@ class Aggregator:
             samples=sum(outcome.accepted.values()),
             waited_for=outcome.waited_for(),
             seconds=round(outcome.seconds, 3),
+            updates=updates,
         )
-        # The next call says as much as this one's close; where all have answered, nobody needs to hear it before.
-        return [*self._end(is_quiet=ongoing.asked <= ongoing.accepted.keys()), closed]
+        return [*told, closed]
 
-    def _end(self, *, is_quiet: bool = False) -> list[Action]:
+    def _end(self, *, is_counted: bool, is_quiet: bool = False) -> tuple[list[Action], dict[str, str]]:
+        """End the round; returns what the children are told, and which updates were in it."""
         ongoing = self._round
         assert ongoing is not None
         self._round = None
-        self._updates.clear()
-        self._waiting.clear()
+        if ongoing.call.late is Late.DROP:
+            self._updates.clear()
+            self._waiting.clear()
         self._last_call, self._is_close_told = replace(ongoing.call, phase=Phase.CLOSED), False
-        return [] if is_quiet else self._tell_close()
+        updates = self._ledger.close(self._last_call, is_counted=is_counted)
+        return [] if is_quiet else self._tell_close(), updates
 
     def _tell_close(self) -> list[Action]:
         """Say that the last round is closed, where that was not said: whoever comes now would begin to work for it."""
@@ -634,9 +694,6 @@ class Aggregator:
         self._is_close_told = True
         return [Send(message=self._last_call)]
 
-    def _receipt_again(self, sender: str) -> Send:
-        return Send(message=self._receipts[sender], to=sender)
-
-    def _note(self, event: str, **fields: Any) -> Note:
-        assert self._round is not None
-        return note(event, run=self._round.call.run, round=round_text(self._round.call.round), **fields)
+    @staticmethod
+    def _note_of(said: UpdatePart | Announce, event: str, sender: str) -> Note:
+        return note(event, sender=sender, run=said.run, round=round_text(said.round))

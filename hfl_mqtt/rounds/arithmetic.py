@@ -37,8 +37,11 @@ class Model:
 class Accumulator(Protocol):
     """One round's running sum: (sum of weight x delta, sum of weights), exact, in any order of arrival."""
 
-    def add(self, data: Buffer, weight: int) -> None:
+    def add(self, data: Buffer, weight: int, share: float = 1.0) -> None:
         """Add an encoded mean delta with the samples behind it.
+
+        Of a `share` below 1 the step has only so much, while the mean still counts all its samples: what is discounted
+        leaves the model where it is, and gives the others no more to say.
 
         Raises:
             Refused: the bytes do not fit the model (names, shapes, dtypes), hold NaN or infinity, are not coded as
@@ -102,6 +105,15 @@ class Arithmetic(Protocol):
 
     def subtract(self, a: Any, b: Any) -> Any:
         """Return the difference of two deltas; None stands for zero."""
+
+    def moved(self, model: Model) -> Any:
+        """Return how far a chain leads from its start: a delta, None where it stands there.
+
+        Every node adds the same numbers in the same order, so all have the same bits.
+
+        Raises:
+            Refused: a delta of the chain is none of this model.
+        """
 
     def shorten(self, model: Model) -> Keyframe:
         """Return one keyframe for the whole chain; whoever starts from it has the very same bits.

@@ -46,7 +46,7 @@ class Chain:
     @property
     def manifest(self) -> Manifest:
         """What a call says of it."""
-        return Manifest(version=self.version, digest=self.digest, key=self.keyframe.version)
+        return Manifest(version=self.version, digest=self.digest[:16], key=self.keyframe.version)
 
     @property
     def model(self) -> Model:

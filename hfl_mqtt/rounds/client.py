@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from hfl_mqtt.protocol.messages import Info, Receipt
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+
+from hfl_mqtt.protocol.messages import Buffer, Info, Receipt, State, StateName
 from hfl_mqtt.rounds.actions import (
     Action,
+    Bridged,
     Connected,
     Event,
+    Lost,
     Received,
     RunOver,
     Send,
@@ -19,17 +24,32 @@ from hfl_mqtt.rounds.participant import FromParent, Participant
 
 
 class ClientNode(Node):
-    """A device: a participant whose work is done by a trainer."""
+    """A device: a participant whose work is done by a trainer.
 
-    def __init__(self, *, path: str, boot: int, info: Info, max_model: int = MAX_MODEL) -> None:
+    Args:
+        path, boot, info, max_model: see `Participant`.
+        saved: what its former life persisted.
+        homes: the other names under which it may go on.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        boot: int,
+        info: Info,
+        max_model: int = MAX_MODEL,
+        saved: Mapping[str, Buffer] = MappingProxyType({}),
+        homes: Collection[str] = (),
+    ) -> None:
         super().__init__(path, boot)
-        self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model)
+        self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model, saved=saved, homes=homes)
         self._metrics: Send | None = None
         self._pace = Pace()
 
     def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
-        """Begin; a device waits to be connected."""
-        return []
+        """Take up what its former life left behind; a device waits to be connected."""
+        return self.participant.start()
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event."""
@@ -47,7 +67,7 @@ class ClientNode(Node):
         if isinstance(event, Connected):
             return self.participant.connected(now)
         if isinstance(event, Worked):
-            call = self.participant.call
+            call = self.participant.working_for
             actions = self.participant.worked(event.work_id, event.result, now)
             if actions and call is not None:
                 result = event.result
@@ -55,7 +75,7 @@ class ClientNode(Node):
                 self._metrics = metrics_of(call.round, result.tallies, result.weight, result.seconds, into)
             return actions
         if isinstance(event, WorkFailed):
-            return self.participant.failed(event.work_id, event.reason)
+            return self.participant.failed(event.work_id, event.reason, now)
         if isinstance(event, Received):
             message = event.message
             if event.sender == self.participant.parent and isinstance(message, FromParent):
@@ -67,7 +87,10 @@ class ClientNode(Node):
                     actions += self._pace.rest()
                 return actions
             return [note("stranger", sender=event.sender, said=type(message).__name__)]
-        self.participant.lost()
+        if isinstance(event, Bridged):
+            return self.participant.bridged(event.is_up, now)
+        if isinstance(event, Lost):
+            self.participant.lost(is_cloned=event.is_cloned)
         return []
 
     def tick(self, now: float) -> list[Action]:
@@ -75,8 +98,9 @@ class ClientNode(Node):
         return self.participant.tick(now) + self._pace.tick(now) + self._watch(now)
 
     def leave(self) -> list[Action]:
-        """Leave on purpose, with the last figures."""
-        return [*self._pace.rest(), *super().leave()]
+        """Leave on purpose, with the last figures; for good, or for another home."""
+        gone = State(state=StateName.DISCONNECTED, boot=self.boot, reason=self.participant.parting)
+        return [*self._pace.rest(), Send(message=gone)]
 
     @property
     def next_deadline(self) -> float | None:

@@ -1,14 +1,26 @@
-"""How an aggregator's model goes down: its steps become deltas of a chain; what coding cuts off is carried along."""
+"""How an aggregator's model goes down: its steps become deltas of a chain; what coding cuts off is carried along.
+
+All of it is put down before it is said, so a next life goes on with the very chain that the children have:
+
+    chain/key            the keyframe
+    chain/link/VERSION   the deltas since, by the version that each leads to
+    chain/lag            what the way down has not carried yet, without loss
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import count
+from types import MappingProxyType
 from typing import Any
 
+from hfl_mqtt.errors import Malformed, Refused
 from hfl_mqtt.protocol.blobs import Cut, Keep, in_memory
-from hfl_mqtt.protocol.messages import AUTO, MAX_BLOB, Keyframe, Tier, WantModel
+from hfl_mqtt.protocol.messages import AUTO, MAX_BLOB, Buffer, Keyframe, Tier, WantModel
+from hfl_mqtt.protocol.wire import unpack_keyframe
 from hfl_mqtt.rounds import ladder
-from hfl_mqtt.rounds.actions import Action, Note, note
-from hfl_mqtt.rounds.arithmetic import Arithmetic
+from hfl_mqtt.rounds.actions import Action, Note, Persist, note
+from hfl_mqtt.rounds.arithmetic import LOSSLESS, Arithmetic
 from hfl_mqtt.rounds.chain import Chain
 from hfl_mqtt.rounds.offer import Offer
 
@@ -19,9 +31,12 @@ class Downlink:
     Args:
         arithmetic: the numbers.
         keep: puts blobs away.
+        saved: what a former life put down; other keys are passed over.
     """
 
-    def __init__(self, arithmetic: Arithmetic, keep: Keep = in_memory) -> None:
+    def __init__(
+        self, arithmetic: Arithmetic, keep: Keep = in_memory, saved: Mapping[str, Buffer] = MappingProxyType({})
+    ) -> None:
         self._arithmetic = arithmetic
         self._keep = keep
         self._offer: Offer | None = None
@@ -31,6 +46,11 @@ class Downlink:
         self.lag: Any = None
         #: How the last delta was coded, and why, where that was our choice.
         self.choice: ladder.Choice | None = None
+        #: What was saved and cannot be read.
+        self.unreadable: list[str] = []
+        self._changes: dict[str, Buffer | None] = {}
+        self._saved_lag: Any = None
+        self._restore({key: data for key, data in saved.items() if key.startswith("chain/")})
 
     @property
     def chain(self) -> Chain | None:
@@ -44,13 +64,17 @@ class Downlink:
             Refused: no model starts so.
         """
         self.layout = self._arithmetic.layout(keyframe.start)
-        self._offer, self.lag = Offer(keyframe, self._offer, self._keep), None
-        return self._offer.show()
+        before = self._offer
+        self._changes |= {_name(link.version): None for link in before.chain.links} if before is not None else {}
+        self._offer, self.lag = Offer(keyframe, before, self._keep), None
+        self._changes["chain/key"] = self._offer.key.blob
+        return [*self.flush(), *self._offer.show()]
 
     def follow(self, delta: Cut) -> list[Action]:
         """Offer a parent's delta as it is, to children that are where it starts."""
         assert self._offer is not None
-        return [*self._offer.push(delta), self._said(delta), *self._shorten()]
+        said = [*self._offer.push(delta), self._said(), *self._shorten()]
+        return [*self.flush(), *said]
 
     def move(self, step: Any) -> None:
         """Move the model; the children know of it with the next `show`."""
@@ -68,7 +92,7 @@ class Downlink:
         offer = self._offer
         assert offer is not None
         if self.lag is None:
-            return [], None
+            return [*self.flush()], None
         codec = tier.downlink
         if codec == AUTO:
             self.choice = ladder.choose(offer.chain.keyframe.size, None, tier.budget)
@@ -78,7 +102,12 @@ class Downlink:
         self.lag = None if moved is self.lag else self._arithmetic.subtract(self.lag, moved)
         cut = Cut.kept([delta], self._keep)
         del delta  # it may be as large as the model, and a keyframe of the same size may be made now
-        return [*offer.push(cut), self._said(cut), *self._shorten()], moved
+        said = [*offer.push(cut), self._said(), *self._shorten()]
+        return [*self.flush(), *said], moved
+
+    def show_newest(self) -> list[Action]:
+        """Fill the slots that were filled last."""
+        return self._offer.show_newest() if self._offer is not None else []
 
     def show_again(self) -> list[Action]:
         """Fill all slots: the broker may have lost them."""
@@ -88,10 +117,59 @@ class Downlink:
         """Put what a child misses into its slots again."""
         return self._offer.again(want, now) if self._offer is not None else []
 
-    def _said(self, delta: Cut) -> Note:
-        assert self.chain is not None
+    def flush(self) -> list[Persist]:
+        """Return what is to be made durable since the last time."""
+        if self.lag is not self._saved_lag:
+            self._saved_lag = self.lag
+            coded = self._arithmetic.encode(self.lag, LOSSLESS, 0) if self.lag is not None else None
+            self._changes["chain/lag"] = coded
+        if not self._changes:
+            return []
+        changes, self._changes = self._changes, {}
+        return [Persist(changes=changes)]
+
+    def _restore(self, saved: dict[str, Buffer]) -> None:
+        if not saved:
+            return
+        try:
+            self._read(dict(saved))
+        except (Malformed, Refused) as error:
+            self.unreadable = [f"chain: {error}"]
+            self._offer = self.layout = self.lag = self._saved_lag = None
+            self._changes = dict.fromkeys(saved)
+
+    def _read(self, saved: dict[str, Buffer]) -> None:
+        """Take up a former life's chain: all of it or none, for its digests name what stands before them."""
+        keyframe = unpack_keyframe(saved.pop("chain/key", b""))
+        self.layout = self._arithmetic.layout(keyframe.start)
+        self._offer = Offer(keyframe, None, self._keep)
+        lag = saved.pop("chain/lag", None)
+        if lag is not None:
+            self.lag = self._saved_lag = self._arithmetic.decode(bytes(lag), self.layout)
+        for version in count(keyframe.version + 1):
+            delta = saved.pop(_name(version), None)
+            if delta is None:
+                break
+            self._offer.push(Cut.kept([delta], self._keep))
+        if saved:
+            raise Malformed(f"{min(saved)} does not follow on version {self._offer.chain.version}")
+
+    def _said(self) -> Note:
+        """Put the newest delta down, and say for the journal what it is."""
+        chain = self.chain
+        assert chain is not None
+        link = chain.links[-1]
+        self._changes[_name(link.version)] = link.cut.blob
         why = {"codec": self.choice.codec, "reason": self.choice.reason} if self.choice is not None else {}
-        return note("delta", run=self.chain.keyframe.run, version=self.chain.version, bytes=delta.size, **why)
+        return note(
+            "delta",
+            run=chain.keyframe.run,
+            version=link.version,
+            bytes=link.cut.size,
+            digest=link.digest[:16],
+            base=_before(chain)[:16],
+            **why,
+        )
 
     def _shorten(self) -> list[Action]:
         """Put a new keyframe into the slots where the deltas since the last one have become too many."""
@@ -102,7 +180,19 @@ class Downlink:
         if not offer.is_long(chain.keyframe.size) or 2 * chain.keyframe.size > MAX_BLOB:
             return []
         keyframe = arithmetic.shorten(chain.model)
+        self._changes |= {_name(link.version): None for link in chain.links}
+        shown = offer.rebase(keyframe)
+        self._changes["chain/key"] = offer.key.blob
         return [
-            *offer.rebase(keyframe),
+            *shown,
             note("keyframe", run=keyframe.run, version=keyframe.version, bytes=len(keyframe.plus or b"")),
         ]
+
+
+def _name(version: int) -> str:
+    return f"chain/link/{version:06d}"
+
+
+def _before(chain: Chain) -> str:
+    """Return the digest of the model that a chain's newest delta starts from."""
+    return chain.links[-2].digest if len(chain.links) > 1 else chain.keyframe.digest

@@ -2,64 +2,116 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
 
-from hfl_mqtt.errors import ConfigError, Misuse, Refused
-from hfl_mqtt.protocol.blobs import Keep, in_memory
+from hfl_mqtt.errors import ConfigError, Malformed, Misuse, Refused
+from hfl_mqtt.protocol.blobs import Keep, digest, in_memory
 from hfl_mqtt.protocol.messages import (
     AUTO,
     MAX_TALLIES,
     MAX_WEIGHT,
+    Buffer,
     Info,
     Kind,
+    Late,
+    Plan,
+    Receipt,
+    RoundCall,
+    RoundId,
+    RunId,
     Tally,
     Tier,
+    Want,
+    round_text,
 )
 from hfl_mqtt.protocol.topics import MAX_DEPTH
-from hfl_mqtt.rounds import cohort
+from hfl_mqtt.rounds import cohort, records
 from hfl_mqtt.rounds.actions import (
     Action,
+    Bridged,
     CancelWork,
     Connected,
     Contribution,
     Counted,
     Event,
-    KeepResidual,
     Lost,
+    Persist,
     Received,
     RunOver,
     Work,
     note,
 )
-from hfl_mqtt.rounds.aggregator import Aggregator, FromChild, Outcome, codecs_of
+from hfl_mqtt.rounds.aggregator import Aggregator, FromChild, codecs_of
 from hfl_mqtt.rounds.arithmetic import Arithmetic
+from hfl_mqtt.rounds.chain import Chain
+from hfl_mqtt.rounds.drift import Drift, Marks
 from hfl_mqtt.rounds.node import MAX_MODEL, Node, Pace, choices_of, metrics_of, progress_of
+from hfl_mqtt.rounds.open_round import Outcome
 from hfl_mqtt.rounds.participant import FromParent, Participant
 
 #: Rounds that score a model are few, and a score that is off by what coding left out is none.
 FINE = "int8 | zstd"
 
+#: A bridge that is down for less is no reason to work on: the parent may call any moment.
+OFFLINE_AFTER_S = 30.0
+_STATE = "edge/state"
 #: Why an edge fetches a model that it has: what it knows of it are deltas, and only a whole chain can be passed on.
 OUT_OF_RANGE = "the way from the children's model to the parent's has left the range of its numbers: they begin anew"
 
 
-@dataclass(slots=True)
-class _EdgeWork:
-    """What an edge does between its parent's call and its contribution."""
+@dataclass(slots=True, kw_only=True)
+class EdgeWork:
+    """What an edge does between its parent's call and its contribution, and after that while it may go on with it."""
 
-    work: Work
+    work_id: str
+    run: RunId
+    round: RoundId
+    plan: Plan
+    codec: str
+    seed: int
     tier: Tier
-    #: How far this edge's model has moved from its parent's, and how much of that its children were told.
-    total: Any = None
-    told: Any = None
+    #: Rounds that its children have done for this call, and how many of them before this contribution.
     done: int = 0
+    first: int = 0
+    is_over: bool = False
     samples: dict[str, int] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
     loss: Tally | None = None
     seconds: float = 0.0
     sent: int = 0
     received: int = 0
+
+    @classmethod
+    def of(cls, work: Work, tier: Tier) -> EdgeWork:
+        """Begin what a parent's call asks for."""
+        fields = {name: getattr(work, name) for name in ("work_id", "run", "round", "plan", "codec", "seed")}
+        return cls(**fields, tier=tier)
+
+    def apart(self, work_id: str) -> EdgeWork:
+        """Begin another contribution of the same call."""
+        done = self.done
+        fields = {name: getattr(self, name) for name in ("run", "round", "plan", "codec", "seed", "tier")}
+        return EdgeWork(work_id=work_id, **fields, done=done, first=done)
+
+    def take(self, outcome: Outcome) -> None:
+        """Count what a round gave."""
+        self.sent += outcome.sent
+        self.received += outcome.received
+        self.samples.update(outcome.accepted)
+        if not self.done:  # the first round scores the model that came from above
+            self.tallies = {name: tally for name, tally in outcome.tallies.items() if name != "loss"}
+        self.loss = outcome.tallies.get("loss", self.loss)
+        self.done += 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Standing:
+    """What an edge puts down of itself, beside its numbers (`drift`)."""
+
+    work: EdgeWork | None
+    marks: Marks
 
 
 class EdgeNode(Node):
@@ -69,12 +121,15 @@ class EdgeNode(Node):
     samples behind it, each child counted once however many rounds it took part in. It never sees a model: it adds
     deltas, and passes on where they start.
 
+    While its parent is out of reach it goes on for `tier.offline_rounds` more rounds, where their contribution may come
+    late: they are merged into the one that was not sent yet, or into one more.
+
     Args:
         path, boot, info: see `Participant`.
         arithmetic: the numbers.
         max_model: most bytes of a model it will take.
-        residual: what a former life of this node kept, with the run it belongs to.
         keep: puts blobs away.
+        saved: what a former life of this node persisted: it goes on where that was.
     """
 
     def __init__(
@@ -85,31 +140,64 @@ class EdgeNode(Node):
         info: Info,
         arithmetic: Arithmetic,
         max_model: int = MAX_MODEL,
-        residual: tuple[str, Any] | None = None,
         keep: Keep = in_memory,
+        saved: Mapping[str, Buffer] = MappingProxyType({}),
     ) -> None:
         super().__init__(path, boot)
-        self._residual: Any
         self._arithmetic = arithmetic
-        self._work: _EdgeWork | None = None
-        #: The digest of the parent's model up to which its chain has been passed on, and what children were told since.
-        self._followed: str | None = None
-        self._told: Any = None
-        #: What coding cut off from the updates accepted so far, in which run; and from the one that has no receipt yet.
-        self._residual_run, self._residual = residual if residual is not None else ("", None)
-        self._pending: tuple[str, Any] | None = None
+        self._work: EdgeWork | None = None
+        #: How far its model is from its parent's, and what coding cut off.
+        self.drift = Drift(arithmetic)
+        #: Since when the bridge to the parent is down; and whether an offline round came to nothing since.
+        self._down_s: float | None = None
+        self._is_tired = False
         self._pace = Pace()
-        self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model, keep=keep)
-        self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot, keep=keep)
+        self.participant = Participant(
+            path=path, boot=boot, info=info, max_model=max_model, keep=keep, saved=saved, is_lasting=True
+        )
+        self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot, keep=keep, saved=saved)
         self.participant.moving_below_since = self.aggregator.moving_since
+        self._unreadable: list[str] = []
+        self._orphans: dict[str, Buffer | None] = {}
+        #: What was put down last: the work, the marks, and the rounds that were done.
+        self._stored: tuple[EdgeWork | None, Marks, int] = (None, self.drift.marks, 0)
+        self._restore(saved)
 
-    def start(self, now: float) -> list[Action]:  # noqa: ARG002  (part of the contract)
-        """Begin; an edge waits to be connected."""
-        return []
+    def _restore(self, saved: Mapping[str, Buffer]) -> None:
+        standing, layout = records.read(_Standing, saved.get(_STATE)), self.aggregator.downlink.layout
+        try:
+            if standing is not None and layout is not None:
+                self.drift.restore(standing.marks, saved, layout)
+                self._work = standing.work
+                self._stored = (self._work, self.drift.marks, self._work.done if self._work is not None else 0)
+                return
+        except (Refused, Malformed) as error:
+            self._unreadable.append(f"edge: {error}")
+        ours = [key for key in saved if key.startswith("edge/")]
+        if ours and not self._unreadable:
+            self._unreadable.append(_STATE)
+        self._orphans = dict.fromkeys(ours)
+
+    def start(self, now: float) -> list[Action]:
+        """Begin, where a former life was: an edge in the middle of a round goes on with what it had; then it waits."""
+        actions: list[Action] = [note("unreadable", key=key) for key in self._unreadable]
+        actions += self._pass(self.participant.start(), now)
+        doing, participant, aggregator = self._work, self.participant, self.aggregator
+        is_known = doing is not None and not doing.is_over
+        if is_known and (doing is None or participant.work_id != doing.work_id):
+            self._work, is_known = None, False
+        if participant.work_id is not None and not is_known:
+            participant.forget_work()
+        actions += self._settle(aggregator.start(now), now)
+        if not is_known:
+            actions += aggregator.cancel("its work is not known any more")
+        elif self._work is doing and doing is not None and not doing.is_over and not aggregator.is_open:
+            actions += self._next_round(doing, now)
+        return actions + self._flush()
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event."""
-        return self._hear(event, now) + self._watch(now)
+        return [*self._hear(event, now), *self._flush(), *self._watch(now)]
 
     def _watch(self, now: float) -> list[Action]:
         participant, aggregator = self.participant, self.aggregator
@@ -124,33 +212,53 @@ class EdgeNode(Node):
     def _hear(self, event: Event, now: float) -> list[Action]:
         if isinstance(event, Connected):
             actions = self.participant.connected(now)
-            return self._pass(actions, now) + self.aggregator.connected(session_present=event.session_present)
+            return self._pass(actions, now) + self.aggregator.connected(session_present=event.session_present, now=now)
         if isinstance(event, Received):
             message, sender = event.message, event.sender
             if sender == self.participant.parent and isinstance(message, FromParent):
-                return self._pass(self.participant.hear(message, now), now)
+                known, told = self.participant.call, list[Action]()
+                if self._down_s is not None and _has_crossed(message, known):
+                    told = self._bridged(is_up=True, now=now)
+                return told + self._pass(self.participant.hear(message, now), now)
             if isinstance(message, FromChild):
                 return self._settle(self.aggregator.hear(message, sender, now), now)
             return [note("stranger", sender=sender, said=type(message).__name__)]
         if isinstance(event, Lost):
-            self.participant.lost()
+            self.participant.lost(is_cloned=event.is_cloned)
+            self.aggregator.lost(now)
             return []
+        if isinstance(event, Bridged):
+            return self._bridged(is_up=event.is_up, now=now)
         raise Misuse("an edge has no trainer: nothing can have been worked")
+
+    def _bridged(self, *, is_up: bool, now: float) -> list[Action]:
+        was_up = self._down_s is None
+        if is_up == was_up:
+            return []
+        self._down_s, self._is_tired = None if is_up else now, False
+        told = note("bridge", is_up=is_up)
+        return [told, *self._pass(self.participant.bridged(is_up, now), now)]
 
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for."""
         actions = self._settle(self.aggregator.tick(now), now) + self._pass(self.participant.tick(now), now)
-        return actions + self._pace.tick(now) + self._watch(now)
+        if self._can_carry_on and self._is_cut_off(now):
+            actions += self._carry_on(now)
+        return [*actions, *self._flush(), *self._pace.tick(now), *self._watch(now)]
 
     def leave(self) -> list[Action]:
-        """Leave on purpose: the children need not work on."""
-        return [*self.aggregator.cancel("the edge leaves"), *self._pace.rest(), *super().leave()]
+        """Leave on purpose: whatever is open is durable, and goes on with the next life."""
+        return [*self._pace.rest(), *super().leave()]
 
     @property
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest."""
-        deadlines = (self.participant.next_deadline, self.aggregator.next_deadline, self._pace.next_deadline)
+        offline_s = self._down_s + OFFLINE_AFTER_S if self._down_s is not None and self._can_carry_on else None
+        own_s = (offline_s, self._pace.next_deadline)
+        deadlines = (self.participant.next_deadline, self.aggregator.next_deadline, *own_s)
         return min((moment for moment in deadlines if moment is not None), default=None)
+
+    # -------------------------------------------------------------- work from above
 
     def _pass(self, actions: list[Action], now: float) -> list[Action]:
         """Do the participant's work here; everything else goes out as it is."""
@@ -162,7 +270,7 @@ class EdgeNode(Node):
                 self._work = None
                 out += self.aggregator.cancel("the call from above ended")
             elif isinstance(action, Counted):
-                out += self._keep_residual(action)
+                self.drift.counted(action.payload)
             elif isinstance(action, RunOver):
                 self._work = None
                 out += [*self.aggregator.finish(action.run), *self._pace.rest(), action]
@@ -172,6 +280,7 @@ class EdgeNode(Node):
 
     def _begin(self, work: Work, now: float) -> list[Action]:
         tier = work.plan.tiers[0] if work.plan.tiers else Tier(codec=work.codec)
+        is_left = tier.rounds > 1 or tier.offline_rounds > 0
         try:
             if len(work.round) >= MAX_DEPTH:
                 raise Refused(f"a tree has at most {MAX_DEPTH} tiers")
@@ -179,129 +288,169 @@ class EdgeNode(Node):
                 self._arithmetic.is_lossless(codec)  # must be known before anybody works
             if work.plan.kind is Kind.EVALUATE:
                 tier = replace(tier, rounds=1, downlink=self._scored(tier.downlink))
-            shown = self._pass_on(work, tier)
+            shown = self._pass_on(work, tier, is_left=is_left)
         except (Refused, ConfigError) as error:
-            return self._pass(self.participant.failed(work.work_id, str(error)), now)
+            return self._pass(self.participant.failed(work.work_id, str(error), now), now)
         if shown is None:
             return [note("chain_broken", run=work.run, reason=OUT_OF_RANGE), *self.participant.fetch_anew(now)]
-        if self._residual_run != work.run:
-            self._residual_run, self._residual = work.run, None
-        self._work = _EdgeWork(work=work, tier=tier)
+        self.drift.begin_run(work.run)
+        self.drift.give_up()
+        self._work = EdgeWork.of(work, tier)
         return shown + self._next_round(self._work, now)
 
     def _scored(self, downlink: str) -> str:
         """Return how a model goes down to be scored: what is left out of a coarse delta would be scored as missing."""
         return downlink if downlink != AUTO and self._arithmetic.is_lossless(downlink) else FINE
 
-    def _pass_on(self, work: Work, tier: Tier) -> list[Action] | None:
+    def _pass_on(self, work: Work, tier: Tier, *, is_left: bool) -> list[Action] | None:
         """Bring the children to the parent's model: by its own deltas where they stand where it stood.
 
         Returns:
             None where no delta leads them there, and they must begin anew with the parent's chain.
         """
-        chain, downlink = self.participant.chain, self.aggregator.downlink
+        chain, downlink, drift = self.participant.chain, self.aggregator.downlink, self.drift
         assert chain is not None
-        known = downlink.chain
-        news = chain.since(self._followed) if known is not None and self._followed is not None else None
+        known, followed = downlink.chain, drift.marks.followed
+        is_known = known is not None and followed != "" and known.keyframe.run == work.run
+        news = chain.since(followed) if is_known else None
+        is_there = known is not None and known.digest == followed
         actions: list[Action] = []
-        if known is None or news is None or known.keyframe.run != work.run:
-            actions += downlink.begin(chain.keyframe)
-            for link in chain.links:
-                actions += downlink.follow(link.cut)
-        elif known.digest == self._followed:
-            downlink.lag = None
-            for link in news:
-                actions += downlink.follow(link.cut)
-        else:
-            try:
+        try:
+            if news is not None and is_there:
+                downlink.lag = None
                 for link in news:
-                    downlink.move(self._arithmetic.decode(link.cut.blob, downlink.layout))
-                if self._told is not None:
-                    downlink.move(self._arithmetic.subtract(None, self._told))
+                    actions += downlink.follow(link.cut)
+            elif is_known and drift.marks.has_above and not is_there:
+                way = drift.way_to(chain, downlink.layout)
+                if way is not None:
+                    downlink.move(way)
                 actions += downlink.show(tier, work.seed)[0]
-            except Refused:
-                self._followed = self._told = None
-                return None
-        self._followed, self._told = chain.digest, None
+            elif news is not None:
+                raise Refused("the way to the parent's model is not known")
+            else:
+                return self._pass_on_anew(chain, is_left=is_left)
+            drift.follow(chain, downlink.layout, is_left=is_left)
+        except Refused:
+            drift.forget()
+            return None if news is not None else self._pass_on_anew(chain, is_left=is_left)
         chain.forget_links()
         return actions
 
-    def _next_round(self, doing: _EdgeWork, now: float) -> list[Action]:
-        work = doing.work
+    def _pass_on_anew(self, chain: Chain, *, is_left: bool) -> list[Action]:
+        """Give the children the parent's whole chain."""
+        downlink, drift = self.aggregator.downlink, self.drift
+        actions = downlink.begin(chain.keyframe)
+        for link in chain.links:
+            actions += downlink.follow(link.cut)
+        drift.forget()
+        drift.follow(chain, downlink.layout, is_left=is_left)
+        chain.forget_links()
+        return actions
+
+    # -------------------------------------------------------------- its own rounds
+
+    def _next_round(self, doing: EdgeWork, now: float) -> list[Action]:
         return self.aggregator.open(
-            run=work.run,
-            round_id=(*work.round, doing.done + 1),
-            plan=replace(work.plan, tiers=work.plan.tiers[1:]),
+            run=doing.run,
+            round_id=(*doing.round, doing.done + 1),
+            plan=replace(doing.plan, tiers=doing.plan.tiers[1:]),
             tier=doing.tier,
-            seed=work.plan.seed,
+            seed=doing.plan.seed,
             now=now,
         )
 
     def _settle(self, actions: list[Action], now: float) -> list[Action]:
         outcome, doing = self.aggregator.take_outcome(), self._work
-        if outcome is None or doing is None:
+        if outcome is None or doing is None or doing.is_over:
             return actions
         doing.seconds += outcome.seconds
-        if outcome.is_missed and not doing.done:
+        if outcome.is_missed:
+            self._is_tired = True
+            if doing.done == doing.first:
+                self._work = None if not doing.first else replace(doing, is_over=True)
+                answers = f"{len(outcome.accepted)} of {outcome.quorum} updates"
+                reason = f"{answers}; waited for {outcome.waited_for() or 'children'}"
+                return actions + self._pass(self.participant.failed(doing.work_id, reason, now), now)
+            return actions + self._contribute(doing, now)
+        doing.take(outcome)
+        self.drift.step(outcome.step)
+        into: dict[str, int | str] = {"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent}
+        into |= choices_of(up=self.participant.choice, down=self.aggregator.downlink.choice)
+        samples = sum(outcome.accepted.values())
+        metrics = metrics_of(outcome.round, outcome.tallies, samples, outcome.seconds, into=into)
+        actions = actions + self._pace.say(metrics, now)
+        if doing.done >= doing.tier.rounds and not (self._may_go_on(doing) and self._is_cut_off(now)):
+            return actions + self._contribute(doing, now)
+        try:
+            return actions + self._move_on(doing) + self._next_round(doing, now)
+        except Refused as error:
             self._work = None
-            reason = (
-                f"{len(outcome.accepted)} of {outcome.quorum} updates; waited for {outcome.waited_for() or 'children'}"
-            )
-            return actions + self._pass(self.participant.failed(doing.work.work_id, reason), now)
-        if not outcome.is_missed:
-            self._take(doing, outcome)
-            metrics = metrics_of(
-                outcome.round,
-                outcome.tallies,
-                sum(outcome.accepted.values()),
-                outcome.seconds,
-                into={
-                    "in": len(outcome.accepted),
-                    "of": len(outcome.accepted) + outcome.absent,
-                    **choices_of(up=self.participant.choice, down=self.aggregator.downlink.choice),
-                },
-            )
-            actions = actions + self._pace.say(metrics, now)
-            if doing.done < doing.tier.rounds:
-                try:
-                    return actions + self._move_on(doing, outcome) + self._next_round(doing, now)
-                except Refused as error:
-                    self._work = None
-                    return actions + self._pass(self.participant.failed(doing.work.work_id, str(error)), now)
-        return actions + self._contribute(doing, now)
+            return actions + self._pass(self.participant.failed(doing.work_id, str(error), now), now)
 
-    def _move_on(self, doing: _EdgeWork, outcome: Outcome) -> list[Action]:
-        """Tell the children where the model is after their round."""
-        downlink, arithmetic = self.aggregator.downlink, self._arithmetic
-        downlink.move(outcome.step)
-        self._told = arithmetic.add(self._told, outcome.step)
-        return downlink.show(doing.tier, cohort.lot(doing.work.plan.seed, outcome.round, self.path))[0]
+    def _move_on(self, doing: EdgeWork) -> list[Action]:
+        """Tell the children where the model is after their last round, unless they know."""
+        downlink, step = self.aggregator.downlink, self.drift.tell()
+        if step is None:
+            return []
+        downlink.move(step)
+        seed = cohort.lot(doing.plan.seed, (*doing.round, doing.done), self.path)
+        return downlink.show(doing.tier, seed)[0]
 
-    def _take(self, doing: _EdgeWork, outcome: Outcome) -> None:
-        if outcome.step is not None:
-            doing.total = outcome.step if doing.total is None else self._arithmetic.add(doing.total, outcome.step)
-        doing.sent += outcome.sent
-        doing.received += outcome.received
-        doing.samples.update(outcome.accepted)
-        if not doing.done:  # the first round scores the model that came from above
-            doing.tallies = {name: tally for name, tally in outcome.tallies.items() if name != "loss"}
-        loss = outcome.tallies.get("loss")
-        if loss is not None:
-            doing.loss = loss
-        doing.done += 1
+    # -------------------------------------------------------------- while the parent is out of reach
 
-    def _contribute(self, doing: _EdgeWork, now: float) -> list[Action]:
-        self._work = None
-        work = doing.work
+    def _may_go_on(self, doing: EdgeWork) -> bool:
+        """Whether more rounds than were asked for may go into its contribution, or one more."""
+        call = self.participant.working_for or self.participant.call
+        is_late_kept = call is not None and call.late is not Late.DROP and doing.plan.kind is Kind.TRAIN
+        return is_late_kept and doing.done < doing.tier.rounds + doing.tier.offline_rounds
+
+    def _is_cut_off(self, now: float) -> bool:
+        return self._down_s is not None and now >= self._down_s + OFFLINE_AFTER_S
+
+    @property
+    def _can_carry_on(self) -> bool:
+        doing = self._work
+        if doing is None or not doing.is_over or self._is_tired or self._down_s is None:
+            return False
+        return self._may_go_on(doing) and self.participant.can_carry_on
+
+    def _carry_on(self, now: float) -> list[Action]:
+        """Open a further round though nobody asked for it: for the contribution that was not sent yet, or one more."""
+        doing, participant, downlink = self._work, self.participant, self.aggregator.downlink
+        assert doing is not None
+        try:
+            moved = self._move_on(doing)
+        except Refused as error:
+            self._is_tired = True
+            return [note("not_carried_on", run=doing.run, round=round_text(doing.round), reason=str(error))]
+        letter = participant.letter
+        if letter is not None and participant.is_untouched and letter.work_id == doing.work_id:
+            base = letter.base
+            self.drift.give_up(letter.payload)
+            self._work = replace(doing, is_over=False)
+        else:
+            assert downlink.chain is not None
+            base = downlink.chain.manifest.digest
+            self.drift.begin_apart()
+            self._work = doing.apart(f"{doing.run}/{round_text(doing.round)}+{base}")
+        carried = participant.carry_on(self._work.work_id, base)
+        told = note("carries_on", run=doing.run, round=round_text(doing.round), done=doing.done, base=base)
+        return [*moved, *carried, told, *self._next_round(self._work, now)]
+
+    # -------------------------------------------------------------- what it contributes
+
+    def _contribute(self, doing: EdgeWork, now: float) -> list[Action]:
         tallies = doing.tallies if doing.loss is None else {**doing.tallies, "loss": doing.loss}
         payload, weight = b"", sum(doing.samples.values())
         try:
-            if work.plan.kind is Kind.TRAIN:
+            if doing.plan.kind is Kind.TRAIN:
                 payload = self._encode(doing)
             if weight > MAX_WEIGHT or len(tallies) > MAX_TALLIES:
                 raise Refused(f"{weight} samples and {len(tallies)} metrics, at most {MAX_WEIGHT} and {MAX_TALLIES}")
         except Refused as error:
-            return self._pass(self.participant.failed(work.work_id, str(error)), now)
+            self._work = None
+            return self._pass(self.participant.failed(doing.work_id, str(error), now), now)
+        self._work = replace(doing, is_over=True)
         result = Contribution(
             payload=payload,
             weight=weight,
@@ -310,26 +459,36 @@ class EdgeNode(Node):
             sent=doing.sent,
             received=doing.received,
         )
-        return self._pass(self.participant.worked(work.work_id, result, now), now)
+        return self._pass(self.participant.worked(doing.work_id, result, now), now)
 
-    def _encode(self, doing: _EdgeWork) -> bytes:
+    def _encode(self, doing: EdgeWork) -> bytes:
         """Code how far the model has moved, with what coding cut off before; keep what it cuts off now for later."""
-        work, arithmetic = doing.work, self._arithmetic
-        try:
-            delta = doing.total if self._residual is None else arithmetic.add(doing.total, self._residual)
-        except Refused:
-            self._residual, delta = None, doing.total  # of another model: a former life kept it
-        payload = arithmetic.encode(delta, work.codec, work.seed)
+        drift, arithmetic = self.drift, self._arithmetic
+        delta = drift.to_say()
+        payload = arithmetic.encode(delta, doing.codec, doing.seed)
         left = None
-        if not arithmetic.is_lossless(work.codec):
+        if not arithmetic.is_lossless(doing.codec):
             left = arithmetic.subtract(delta, arithmetic.decode(payload, self.aggregator.downlink.layout))
-        self._pending = (work.work_id, left)
+        drift.said(digest(payload)[:16], left)
         return payload
 
-    def _keep_residual(self, counted: Counted) -> list[Action]:
-        if self._pending is None or self._pending[0] != counted.work_id:
-            return []
-        had, (_, self._residual), self._pending = self._residual, self._pending, None
-        if had is None and self._residual is None:
-            return []
-        return [KeepResidual(run=self._residual_run, residual=self._residual)]
+    # -------------------------------------------------------------- on disk
+
+    def _flush(self) -> list[Action]:
+        """Put down what has changed, in one list with all that follows from the event."""
+        doing, marks, changes = self._work, self.drift.marks, self._orphans
+        self._orphans = {}
+        changes |= self.drift.changes(is_continued=doing is not None and self._may_go_on(doing))
+        done = doing.done if doing is not None else 0
+        if self._stored != (doing, marks, done):
+            changes[_STATE] = records.pack(_Standing(work=doing, marks=marks))
+            self._stored = (doing, marks, done)
+        return [Persist(changes=changes)] if changes else []
+
+
+def _has_crossed(message: FromParent, known: RoundCall | None) -> bool:
+    """Whether a message must have come over the bridge just now: our own broker retains the old ones."""
+    if isinstance(message, RoundCall):
+        order = (message.boot, message.number, message.attempt)
+        return known is not None and message.run == known.run and order > (known.boot, known.number, known.attempt)
+    return isinstance(message, Receipt | Want)

@@ -72,15 +72,10 @@ class Following:
     def has_arrived(self) -> bool:
         """Whether the model that was called for is here."""
         target, chain = self._target, self.chain
-        return (
-            target is not None
-            and chain is not None
-            and (chain.version, chain.digest)
-            == (
-                target.version,
-                target.digest,
-            )
-        )
+        if target is None or chain is None:
+            return False
+        found = chain.manifest
+        return (found.version, found.digest) == (target.version, target.digest)
 
     def want(self, run: str, manifest: Manifest, now: float) -> list[Action]:
         """Take it that this model is called for; see then whether it `has_arrived`."""
@@ -138,10 +133,10 @@ class Following:
         actions: list[Action] = []
         is_whole = is_broken = False
         try:
-            blob = self._parts.add("key" if want[0] else "down", part, now).blob
-            if blob is not None:
+            progress = self._parts.add("key" if want[0] else "down", part, now)
+            if progress.blob is not None:
                 del self._blobs[want]
-                self._keep(want, Cut(self._put_away([blob]), part.blob, part.count))
+                self._keep(want, Cut(self._put_away([progress.blob]), progress.digest, part.count))
                 is_whole, self._wait_s = True, FETCH_S  # what is asked for does come
                 broken = self._link()
                 actions += broken
@@ -177,7 +172,7 @@ class Following:
         if isinstance(part, KeyPart):
             return self._target is not None and part.version == self._target.key and self._needs_keyframe()
         known = self._loose.get(part.version)
-        if known is not None and known.digest == part.blob:
+        if known is not None and known.name == part.blob:
             return False
         is_ahead = self.chain is None or part.version > self.chain.version
         # An idle node keeps no more than what makes its parent show a new keyframe, which it can fetch as well.

@@ -109,7 +109,26 @@ class Node(ABC):
         """When to call `tick` at the latest."""
 
     @property
-    def will(self) -> State:
+    def may_speak(self) -> bool:
+        """Whether this node is the one that speaks at its place now; a standby is not."""
+        return True
+
+    def has_expired(self, now: float) -> bool:  # noqa: ARG002  (for those that hold a lease)
+        """Whether its right to speak has run out since it last spoke: what it wanted to say must not be said."""
+        return False
+
+    @property
+    def session_at_most_s(self) -> float | None:
+        """How long the broker may keep its session, 0 for not at all; None where that is not for it to say."""
+        return None
+
+    @property
+    def client_id(self) -> str:
+        """The name of its session at the broker."""
+        return self.path
+
+    @property
+    def will(self) -> State | None:
         """What the broker says for this node when it is gone."""
         return State(state=StateName.LOST, boot=self.boot)
 
@@ -143,12 +162,13 @@ def metrics_of(
     seconds: float,
     into: dict[str, int | str] | None = None,
 ) -> Send:
-    """Return a round's figures for people; `into` stands before the scores."""
+    """Return a round's figures for people, with four digits; `into` stands before the scores."""
     own: dict[str, int | float | str | None] = {
         "round": round_text(tuple(round_id)),
         **(into or {}),
         "samples": samples,
-        "seconds": round(seconds, 4),
+        "seconds": float(f"{seconds:.4g}"),
     }
-    scores = {name: tally.value for name, tally in tallies.items() if name not in own}
+    values = {name: tally.value for name, tally in tallies.items() if name not in own}
+    scores = {name: None if value is None else float(f"{value:.4g}") for name, value in values.items()}
     return Send(message=Metrics(values={**own, **scores}))

@@ -47,11 +47,22 @@ class Offer:
             actions += [Send(message=self._part(frame, link, index)) for index in range(link.cut.count)]
         return [*actions, *self._clear()]
 
+    @property
+    def key(self) -> Cut:
+        """The keyframe's blob."""
+        return self._key
+
+    def show_newest(self) -> list[Action]:
+        """Fill the slots of the newest delta, or where there is none since, of the keyframe."""
+        if not self.chain.links:
+            return self._show_key()
+        frame, link = len(self.chain.links) - 1, self.chain.links[-1]
+        return [Send(message=self._part(frame, link, index)) for index in range(link.cut.count)]
+
     def push(self, delta: Buffer | Cut) -> list[Action]:
         """Put one more delta into its slot."""
-        link = self.chain.push(delta)
-        frame = len(self.chain.links) - 1
-        return [Send(message=self._part(frame, link, index)) for index in range(link.cut.count)]
+        self.chain.push(delta)
+        return self.show_newest()
 
     def is_long(self, key_bytes: int) -> bool:
         """Whether a keyframe of that many bytes would now serve late joiners better than the deltas since the last."""
@@ -105,7 +116,7 @@ class Offer:
         key = self._key
         return KeyPart(
             version=self.chain.keyframe.version,
-            blob=key.digest,
+            blob=key.name,
             index=index,
             count=key.count,
             size=key.size,
@@ -117,7 +128,7 @@ class Offer:
         return ModelPart(
             frame=frame,
             version=link.version,
-            blob=link.cut.digest,
+            blob=link.cut.name,
             index=index,
             count=link.cut.count,
             size=link.cut.size,

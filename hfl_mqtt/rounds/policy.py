@@ -55,6 +55,14 @@ class Waiting:
         """Let the grace period go on for those who are not slow, but were told to wait."""
         self.grace_ends_s = now + max(self.tier.grace_s, LOOK_S)
 
+    def stand_still(self, for_s: float) -> None:
+        """Take it that nobody could answer for so long: our own link was down."""
+        self.deadline_s += for_s
+        if self.grace_ends_s is not None:
+            self.grace_ends_s += for_s
+        if self.answered_ends_s is not None:
+            self.answered_ends_s += for_s
+
     def all_have_answered(self, is_so: bool, now: float) -> None:
         """Do not sit out the deadline when everybody has answered and it was not enough: go on after a short pause."""
         if not is_so:

@@ -24,6 +24,7 @@ class Up:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Down:
     """Not connected; `reason` is for people. `is_fatal` when trying again cannot help, e.g. a wrong password.
+    `is_cloned` when another program keeps connecting under our name, and the link stays away for ever longer.
 
     Several may come between two `Up`s, one per distinct reason. A link goes on trying after a fatal one, but slowly:
     whether to give up is the shell's choice.
@@ -31,6 +32,7 @@ class Down:
 
     reason: str
     is_fatal: bool = False
+    is_cloned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+#: Topics whose filters are remembered.
+_MOST_KNOWN = 100_000
+
 
 def matches(pattern: str, topic: str) -> bool:
     """Whether a filter matches a topic.
@@ -45,13 +48,28 @@ class FilterTree(Generic[T]):
 
     def __init__(self) -> None:
         self._root: _Node[T] = _Node()
+        #: What each topic was found to match, until there is a new filter: the same topics come again and again.
+        self._known: dict[str, list[dict[str, T]]] = {}
+        self._filters: set[str] = set()
 
     def at(self, pattern: str) -> dict[str, T]:
         """Return the entries of one filter, to read and to change."""
+        if pattern not in self._filters:
+            self._filters.add(pattern)
+            self._known.clear()
         return self._root.reach(pattern).entries
 
     def matching(self, topic: str) -> Iterator[T]:
         """Give the entries of every filter that matches; an entry under two such filters comes twice."""
+        found = self._known.get(topic)
+        if found is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            found = self._known[topic] = list(self._find(topic))
+        for entries in found:
+            yield from entries.values()
+
+    def _find(self, topic: str) -> Iterator[dict[str, T]]:
         nodes = [self._root]
         for depth, level in enumerate(topic.split("/")):
             wild = ("+", "#") if depth or not topic.startswith("$") else ()
@@ -62,15 +80,15 @@ class FilterTree(Generic[T]):
                     if found is None:
                         continue
                     if name == "#":
-                        yield from found.entries.values()
+                        yield found.entries
                     else:
                         reached.append(found)
             nodes = reached
         for node in nodes:
-            yield from node.entries.values()
+            yield node.entries
             # "a/#" matches "a" too.
             if (rest := node.below.get("#")) is not None:
-                yield from rest.entries.values()
+                yield rest.entries
 
 
 class TopicTree(Generic[T]):

@@ -1,8 +1,9 @@
 """A broker in memory under a virtual clock, and links to it: whole federations in one thread, equal for equal seeds.
 
 It keeps what the machines rely on: retained messages, wills, sessions that keep QoS 1 for who is away, a window of
-unacknowledged messages, bridges. It also breaks what they may not rely on: `Faults` lose, repeat, delay and reorder.
-A loss here is a loss to the application, even at QoS 1, as when a broker's queue overflows or its disk forgets.
+unacknowledged messages; bridges join brokers (see `bridges`). It also breaks what they may not rely on: `Faults` lose,
+repeat, delay and reorder, and a broker may be killed and started again with all, some or nothing of what it knew. A
+loss here is a loss to the application, even at QoS 1, as when a broker's queue overflows or its disk forgets.
 
 Nothing moves by itself. Every hop is scheduled, and `deliver_due` makes it happen:
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Protocol
@@ -34,15 +35,35 @@ from hfl_mqtt.transport.faults import Faults, Lane, Wire
 from hfl_mqtt.transport.link import Arrived, Down, Sink, Traffic, Up
 from hfl_mqtt.transport.matching import FilterTree, TopicTree
 
-__all__ = ["Bridge", "Faults", "MemoryBroker", "MemoryLink", "Wire", "bridge"]
+__all__ = ["Faults", "Kept", "MemoryBroker", "MemoryLink", "Subscriber", "Wire"]
 
 #: As Mosquitto's `max_inflight_messages`: so many messages of QoS 1 may await `done`, then the broker holds the rest.
 RECEIVE_MAXIMUM = 20
 
 
-class _Subscriber(Protocol):
+class Subscriber(Protocol):
+    """Who takes messages at a broker: a session, or one direction of a bridge."""
+
     def take(self, frame: Frame, qos: int) -> None:
         """Take a published message; `frame` is as published, `qos` what was subscribed to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a broker has on disk: retained messages, and of each session its filters and what waits in it."""
+
+    retained: tuple[Frame, ...] = ()
+    sessions: Mapping[str, tuple[Mapping[str, int], tuple[Frame, ...]]] = field(default_factory=dict)
+
+
+class Ending(Protocol):
+    """A bridge, as the brokers know it that it joins."""
+
+    def look(self) -> None:
+        """See whether both brokers are up."""
+
+    def return_to(self, broker: MemoryBroker, *, knows_all: bool) -> None:
+        """Take it that a broker is back: it knows what waited there for the other, or has forgotten it."""
 
 
 class MemoryBroker:
@@ -55,9 +76,13 @@ class MemoryBroker:
         self.name = name
         self.faults = faults
         self.wire = wire or Wire(seed)
-        self._filters: FilterTree[tuple[_Subscriber, int]] = FilterTree()
+        self._filters: FilterTree[tuple[Subscriber, int]] = FilterTree()
         self._retained: TopicTree[Frame] = TopicTree()
         self._sessions: dict[str, _Session] = {}
+        #: Those that want to be connected, and the bridges that end here.
+        self._links: dict[MemoryLink, None] = {}
+        self._bridges: list[Ending] = []
+        self.is_up = True
 
     @property
     def next_due(self) -> float | None:
@@ -79,9 +104,43 @@ class MemoryBroker:
             if session.link is None:
                 self.end_session(client_id)
 
+    # ---- what happens to brokers
+
+    def kept(self) -> Kept:
+        """Return what a broker with persistence would find again, were it killed now."""
+        sessions = {name: (dict(each.patterns), each.kept()) for name, each in self._sessions.items()}
+        return Kept(tuple(self._retained.matching("#")), sessions)
+
+    def kill(self) -> None:
+        """Die: every link and bridge is lost, no will is said, nothing is remembered. Idempotent."""
+        if not self.is_up:
+            return
+        self.is_up = False
+        for link in list(self._links):
+            link.lose_broker()
+        for each in self._bridges:
+            each.look()
+        self._retained, self._filters, self._sessions = TopicTree(), FilterTree(), {}
+
+    def begin(self, kept: Kept | None = None) -> None:
+        """Start again with what was kept, and let links and bridges come back. Idempotent."""
+        if self.is_up:
+            return
+        self.is_up = True
+        kept = kept or Kept()
+        for frame in kept.retained:
+            self._retained.set(frame.topic, frame)
+        for client_id, (patterns, waiting) in kept.sessions.items():
+            self._sessions[client_id] = _Session(self, client_id)
+            self._sessions[client_id].remember(patterns, waiting)
+        for link in list(self._links):
+            link.call_again()
+        for each in self._bridges:
+            each.return_to(self, knows_all=bool(kept.sessions))
+
     # ---- for links and bridges
 
-    def accept(self, frame: Frame, came_by: _Subscriber | None = None) -> None:
+    def accept(self, frame: Frame, came_by: Subscriber | None = None) -> None:
         """Take a message in: keep it if it is retained, and hand it to every subscriber but the bridge it came by."""
         if frame.retain and frame.payload:
             self._retained.set(frame.topic, frame)
@@ -91,7 +150,19 @@ class MemoryBroker:
             if subscriber is not came_by:
                 subscriber.take(frame, qos)
 
-    def subscribe(self, pattern: str, name: str, subscriber: _Subscriber, qos: int) -> None:
+    def attach(self, link: MemoryLink) -> None:
+        """Take it that a link wants to be connected from now on."""
+        self._links[link] = None
+
+    def detach(self, link: MemoryLink) -> None:
+        """Take it that a link will not come again."""
+        self._links.pop(link, None)
+
+    def join(self, bridge: Ending) -> None:
+        """Take it that a bridge ends here."""
+        self._bridges.append(bridge)
+
+    def subscribe(self, pattern: str, name: str, subscriber: Subscriber, qos: int) -> None:
         """Add or change a subscription."""
         self._filters.at(pattern)[name] = (subscriber, qos)
 
@@ -105,6 +176,11 @@ class MemoryBroker:
         if not was_there:
             self._sessions[client_id] = _Session(self, client_id)
         return self._sessions[client_id], was_there
+
+    def expire(self, session: _Session) -> None:
+        """Forget a session that nobody has come back to."""
+        if session.link is None and self._sessions.get(session.client_id) is session:
+            self.end_session(session.client_id)
 
     def end_session(self, client_id: str) -> None:
         """Forget a session with its subscriptions and what it kept."""
@@ -131,6 +207,17 @@ class _Session:
     def take(self, frame: Frame, qos: int) -> None:
         # To subscribers it is news, not a memory; only a subscription brings the retained flag.
         self._give(frame, min(frame.qos, qos), retain=False)
+
+    def kept(self) -> tuple[Frame, ...]:
+        """Return what waits here, and what was sent and is not acknowledged."""
+        return (*self._unacked.values(), *self._waiting)
+
+    def remember(self, patterns: Mapping[str, int], waiting: Sequence[Frame]) -> None:
+        """Be the session that was kept."""
+        for pattern, qos in patterns.items():
+            self.patterns[pattern] = qos
+            self.broker.subscribe(pattern, self.client_id, self, qos)
+        self._waiting.extend(waiting)
 
     def begin(self, link: MemoryLink) -> None:
         """Attach a connection. What was not acknowledged is delivered again, under new tokens, before the rest.
@@ -220,6 +307,7 @@ class MemoryLink:
         sink: takes the events, from within `deliver_due` and `cut`; it must only enqueue.
         will: what the broker says when the link is cut or crashes.
         clean: forget the session when the link goes.
+        expiry_s: forget it when the link has been gone for so long; None never does.
         receive_maximum: how many messages of QoS 1 may await `done`.
         faults: in place of the broker's, for this link only.
     """
@@ -233,6 +321,7 @@ class MemoryLink:
         *,
         will: Frame | None = None,
         clean: bool = False,
+        expiry_s: float | None = None,
         receive_maximum: int = RECEIVE_MAXIMUM,
         faults: Faults | None = None,
     ) -> None:
@@ -243,7 +332,7 @@ class MemoryLink:
         self._filters = list(filters)
         self._sink = sink
         self._will = will
-        self._is_clean = clean
+        self._is_clean, self._expiry_s = clean, expiry_s
         self._session: _Session | None = None
         self._connection = 0
         self._is_open = self._is_gone = self._is_cut = False
@@ -263,6 +352,7 @@ class MemoryLink:
         if self._is_open or self._is_gone:
             raise Misuse("a link is opened once; make a new one to connect again")
         self._is_open = True
+        self._broker.attach(self)
         if not self._is_cut:
             self._call()
 
@@ -292,7 +382,7 @@ class MemoryLink:
         if self._session is None:
             return
         for topic in topics:
-            self._up.carry(topic, self._slow_only, partial(self._fetch, topic, connection))
+            self._up.signal(self._faults, partial(self._fetch, topic, connection), topic)
 
     def hang_up(self) -> None:
         """Close; there is nothing to wait for here. Idempotent."""
@@ -302,6 +392,7 @@ class MemoryLink:
         """Disconnect; what was published while up still goes out, and no will is said. Idempotent."""
         if not self._is_gone:
             self._is_gone = True
+            self._broker.detach(self)
             self._hang_up(with_will=False)
 
     @property
@@ -325,6 +416,7 @@ class MemoryLink:
         """End as a killed process does: what waited here is gone, the broker says the will, the sink hears nothing."""
         if not self._is_gone:
             self._is_gone = True
+            self._broker.detach(self)
             self._outbox.clear()
             self._hang_up(with_will=True)
 
@@ -345,15 +437,25 @@ class MemoryLink:
 
     def bring(self, arrived: Arrived) -> bool:
         """For the broker: send a message to this link; returns False where it is lost on the way."""
-        connection = self._connection
+        connection, token = self._connection, arrived.token
 
-        def arrive() -> None:
+        def arrive(frame: Frame) -> None:
             # What was on its way when a connection ended does not arrive by the next.
             if connection == self._connection and self._session is not None:
-                self._payload_in += len(arrived.frame.payload)
-                self._sink(arrived)
+                self._payload_in += len(frame.payload)
+                self._sink(arrived if frame is arrived.frame else Arrived(frame=frame, token=token))
 
-        return self._down.carry(arrived.frame.topic, self._faults, arrive)
+        return self._down.carry(arrived.frame, self._faults, arrive)
+
+    def lose_broker(self) -> None:
+        """For the broker: it is dead, and says nothing for anybody."""
+        if self._hang_up(with_will=False):
+            self._sink(Down(reason=f"{self._broker.name} is gone"))
+
+    def call_again(self) -> None:
+        """For the broker: it is back."""
+        if not self._is_cut and self._session is None:
+            self._call()
 
     def take_over(self) -> None:
         """For the broker: another link came with our client id, so this one must go."""
@@ -363,21 +465,16 @@ class MemoryLink:
     def _faults(self) -> Faults | None:
         return self.faults if self.faults is not None else self._broker.faults
 
-    @property
-    def _slow_only(self) -> Faults | None:
-        """The faults for what has no message in it: a link connects, subscribes and fetches late, but never in vain."""
-        return self._faults and replace(self._faults, loss=0.0, duplication=0.0, reordering=0.0)
-
     def _call(self) -> None:
-        connection = self._connection
-        self._up.carry("", self._slow_only, lambda: self._connected(connection))
+        self._up.signal(self._faults, partial(self._connected, self._connection))
 
     def _fetch(self, topic: str, connection: int) -> None:
         if connection == self._connection and self._session is not None:
             self._session.fetch(topic)
 
     def _connected(self, connection: int) -> None:
-        if connection != self._connection or self._is_cut or self._is_gone or self._session is not None:
+        is_late = connection != self._connection or self._session is not None
+        if is_late or self._is_cut or self._is_gone or not self._broker.is_up:
             return
         session, session_present = self._broker.session(self.client_id)
         if session.link is not None:
@@ -397,7 +494,14 @@ class MemoryLink:
     def _send(self, frame: Frame) -> None:
         frame = frame.whole()
         self._payload_out += len(frame.payload)
-        self._up.carry(frame.topic, self._faults, lambda: self._broker.accept(frame))
+        self._up.carry(frame, self._faults, self._reach)
+
+    def _reach(self, frame: Frame) -> None:
+        """Let a message arrive at the broker; where that has died meanwhile, QoS 1 is sent again to its next life."""
+        if self._broker.is_up:
+            self._broker.accept(frame)
+        elif frame.qos and not self._is_gone:
+            self._outbox.append(frame)
 
     def _lose(self, reason: str, is_fatal: bool = False) -> None:
         if self._hang_up(with_will=True):
@@ -412,103 +516,14 @@ class MemoryLink:
         session.link = None
         if self._is_clean:
             self._broker.end_session(self.client_id)
+        elif self._expiry_s is not None:
+            wire = self._broker.wire
+            wire.schedule(wire.now_s + self._expiry_s, partial(self._broker.expire, session))
         if with_will and self._will is not None:
-            will = self._will
             # Behind what was sent before it.
-            self._up.carry(will.topic, None, lambda: self._broker.accept(will))
+            self._up.carry(self._will, None, self._reach_for_the_dead)
         return True
 
-
-class Bridge:
-    """What joins two brokers, see `bridge`; it can be `cut` until `restore`, and keeps QoS 1 meanwhile."""
-
-    def __init__(
-        self,
-        lower: MemoryBroker,
-        upper: MemoryBroker,
-        rules: Sequence[tuple[str, str, int]],
-        name: str,
-        faults: Faults | None,
-    ) -> None:
-        self.faults = faults
-        self.is_cut = False
-        self._out = _Outlet(self, lower, upper, name, {pattern: qos for pattern, way, qos in rules if way == "out"})
-        self._in = _Outlet(self, upper, lower, name, {pattern: qos for pattern, way, qos in rules if way == "in"})
-        self._out.back, self._in.back = self._in, self._out
-        self._out.connect()
-        self._in.connect()
-
-    def cut(self) -> None:
-        """Break the bridge. Idempotent."""
-        self.is_cut = True
-
-    def restore(self) -> None:
-        """Mend the bridge: what waited crosses, and what is retained crosses again. Idempotent."""
-        if self.is_cut:
-            self.is_cut = False
-            self._out.resume()
-            self._in.resume()
-
-
-class _Outlet:
-    """One direction of a bridge: subscribed at `source`, it publishes at `target`."""
-
-    def __init__(
-        self, bridge: Bridge, source: MemoryBroker, target: MemoryBroker, name: str, patterns: Mapping[str, int]
-    ) -> None:
-        self.back: _Outlet | None = None
-        self._bridge = bridge
-        self._source, self._target = source, target
-        self._name, self._patterns = name, patterns
-        self._lane = Lane(target.wire, name)
-        self._waiting: deque[Frame] = deque()
-
-    def connect(self) -> None:
-        """Subscribe at the source, which lets its retained messages cross."""
-        for pattern, qos in self._patterns.items():
-            self._source.subscribe(pattern, f"bridge {self._name}", self, qos)
-            for frame in self._source.retained(pattern):
-                self.take(frame, qos)
-
-    def take(self, frame: Frame, qos: int) -> None:
-        """Carry a message over, with its retained flag; keep it while the bridge is cut, if it crosses at QoS 1."""
-        if frame.qos > qos:
-            frame = replace(frame, qos=qos)
-        if self._bridge.is_cut:
-            if frame.qos:
-                self._waiting.append(frame)
-            return
-        back = self.back
-        self._lane.carry(frame.topic, self._bridge.faults, lambda: self._target.accept(frame, came_by=back))
-
-    def resume(self) -> None:
-        """Send what waited, and then what is retained, as a bridge that subscribes again does."""
-        waiting, self._waiting = self._waiting, deque()
-        for frame in waiting:
-            self.take(frame, 1)
-        self.connect()
-
-
-def bridge(
-    lower: MemoryBroker,
-    upper: MemoryBroker,
-    rules: Sequence[tuple[str, str, int]],
-    *,
-    name: str | None = None,
-    faults: Faults | None = None,
-) -> Bridge:
-    """Join two brokers as Mosquitto's bridge does, with the rules of `topics.bridge_control` and `bridge_data`.
-
-    Args:
-        lower: the broker that would open the connection.
-        upper: the one it connects to. The brokers must form a tree and share a wire.
-        rules: (filter, "in" or "out", as the lower broker sees it, QoS); those of one direction must not overlap.
-        name: how `Faults.where` knows this bridge; "lower -> upper" by default.
-        faults: what goes wrong on the way over, in both directions.
-
-    Raises:
-        Misuse: the brokers do not share a wire, so no clock drives both.
-    """
-    if lower.wire is not upper.wire:
-        raise Misuse(f"{lower.name} and {upper.name} need the same wire: MemoryBroker(..., wire=other.wire)")
-    return Bridge(lower, upper, rules, name or f"{lower.name} -> {upper.name}", faults)
+    def _reach_for_the_dead(self, will: Frame) -> None:
+        if self._broker.is_up:
+            self._broker.accept(will)

@@ -33,6 +33,7 @@ from hfl_mqtt.protocol.topics import Filter
 from hfl_mqtt.protocol.wire import Frame
 from hfl_mqtt.transport import network, packets, reasons
 from hfl_mqtt.transport.link import Account, Arrived, Down, LinkEvent, Rejected, Sink, Traffic, Up
+from hfl_mqtt.transport.takeovers import STEADY_S, Takeovers
 from hfl_mqtt.transport.tcp import ByteMeter
 
 #: Unacknowledged frames on the way out; the broker's own Receive Maximum may lower it.
@@ -42,8 +43,6 @@ SESSION_EXPIRY_S = 7 * 86_400
 CLOSE_WAIT_S = 5.0
 _GOODBYE_WAIT_S = 2.0
 _CONNECT_TIMEOUT_S = 5.0
-#: A connection lost earlier than this counts as short-lived; several in a row mean something other than bad luck.
-_STEADY_S = 10.0
 #: Waits double no more often than this, so that they stay numbers.
 _MAX_DOUBLINGS = 10
 #: Decrypted packets that are read at once, before other links have their turn.
@@ -73,6 +72,7 @@ class MqttLink:
         tls: the context to use; None speaks plain TCP.
         retry_s: the shortest and the longest wait between attempts to connect. Each wait is twice the one before;
             after a refusal that only a person can mend, the longest holds at once.
+        pauses_s: the same where another program keeps connecting under our name.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class MqttLink:
         clean: bool = False,
         tls: ssl.SSLContext | None = None,
         retry_s: tuple[float, float] = (1.0, 30.0),
+        pauses_s: tuple[float, float] = (5.0, 600.0),
     ) -> None:
         self._account = account
         self._filters = list(filters)
@@ -131,6 +132,9 @@ class MqttLink:
         self._reported: set[str] = set()
         self._connected_at_s = 0.0
         self._failures = self._short_lives = 0
+        #: Whether the broker was reached at the first try.
+        self._is_easy = self._was_easy = True
+        self._takeovers = Takeovers(pauses_s)
         self._client = self._paho(will, account.user if client_id is None else client_id, tls)
         self._client.connect_async(
             account.host,
@@ -265,6 +269,7 @@ class MqttLink:
             self._network.call(self._opened)
 
     def _cannot_connect(self, reason: str) -> None:
+        self._is_easy = False
         self._report_down(reason)
         self._retry_later()
         self._tend()
@@ -278,11 +283,13 @@ class MqttLink:
         self._care_later(self._sock)
         self._tend()
 
-    def _retry_later(self, *, is_fatal: bool = False) -> None:
+    def _retry_later(self, *, is_fatal: bool = False, pause_s: float | None = None) -> None:
         if self._is_closing:
             return
         low_s, high_s = self._retry_s
         wait_s = high_s if is_fatal else min(low_s * 2 ** min(self._failures, _MAX_DOUBLINGS), high_s)
+        if pause_s is not None:
+            wait_s = pause_s
         self._failures += 1
         # Drawn anew, so that a fleet does not return in step after its broker was away.
         jitter = random.uniform(0.75, 1.25)  # noqa: S311
@@ -446,13 +453,13 @@ class MqttLink:
             # A message stays unacknowledged then, and comes again with the next connection.
             _logger.exception("the sink of the link to %s:%s failed", self._account.host, self._account.port)
 
-    def _report_down(self, reason: str, *, is_fatal: bool = False) -> None:
+    def _report_down(self, reason: str, *, is_fatal: bool = False, is_cloned: bool = False) -> None:
         self._is_failing = True
         is_news = reason not in self._reported and not self._is_closing
         self._reported.add(reason)
         if is_news:
-            _logger.log(logging.ERROR if is_fatal else logging.WARNING, "%s", reason)
-            self._emit(Down(reason=reason, is_fatal=is_fatal))
+            _logger.log(logging.ERROR if is_fatal or is_cloned else logging.WARNING, "%s", reason)
+            self._emit(Down(reason=reason, is_fatal=is_fatal, is_cloned=is_cloned))
 
     def _hang_up_hard(self) -> None:
         """Close the connection without a word."""
@@ -533,6 +540,7 @@ class MqttLink:
         with self._lock:
             self._is_up = True
         self._is_failing, self._failures = False, self._short_lives
+        self._was_easy, self._is_easy = self._is_easy, True
         self._reported.clear()
         waiting, self._before_up = self._before_up, []
         self._emit(Up(session_present=self._session_present))
@@ -573,12 +581,22 @@ class MqttLink:
         if was_refused:
             return
         if not was_connected:
+            self._is_easy = False
             self._report_down(reasons.no_answer(self._account))
             self._retry_later()
             return
-        is_short = time.monotonic() - self._connected_at_s < _STEADY_S
+        now_s = time.monotonic()
+        lived_s = now_s - self._connected_at_s
+        is_short = lived_s < STEADY_S
         self._failures = self._short_lives = min(self._short_lives + 1, _MAX_DOUBLINGS) if is_short else 0
-        by_broker = flags.is_disconnect_packet_from_server
+        by_broker, is_said = flags.is_disconnect_packet_from_server, reasons.is_taken_over(code)
+        is_easy = self._was_easy and not by_broker and not reasons.is_silence(code)
+        is_taken = self._takeovers.ended(now_s, lived_s=lived_s, is_said=is_said, is_easy=is_easy)
+        pause_s = self._takeovers.pause_s if is_taken else None
+        if pause_s is not None:
+            self._report_down(reasons.cloned(self._account, pause_s), is_cloned=True)
+            self._retry_later(pause_s=pause_s)
+            return
         reason = reasons.lost(self._account, code, by_broker=by_broker, short_lives=self._short_lives)
         self._report_down(reason, is_fatal=reasons.is_fatal(code))
         self._retry_later(is_fatal=reasons.is_fatal(code))

@@ -27,13 +27,31 @@ _REMEDIES = {
 
 def is_fatal(code: ReasonCode) -> bool:
     """Whether trying again cannot help before a person has done something."""
-    return code.value in _REMEDIES or code.value == _TAKEN_OVER
+    return code.value in _REMEDIES
 
 
 def refusal(account: Account, code: ReasonCode) -> str:
     """Why the broker refused the connection."""
     remedy = _REMEDIES.get(code.value, "trying again")
     return f"the broker at {_place(account)} refuses {account.user!r}: {code}; {remedy}"
+
+
+def is_taken_over(code: ReasonCode) -> bool:
+    """Whether the broker says that another connection has our name."""
+    return code.value == _TAKEN_OVER
+
+
+def is_silence(code: ReasonCode) -> bool:
+    """Whether we gave a broker up that no longer answered."""
+    return code.value == _KEEP_ALIVE
+
+
+def cloned(account: Account, pause_s: float) -> str:
+    """Why a link stays away that was taken over again and again."""
+    return (
+        f"another program keeps connecting to {_place(account)} as {account.user!r}: give each board its own name; "
+        f"the next try is in about {pause_s:.0f} s"
+    )
 
 
 def lost(account: Account, code: ReasonCode, *, by_broker: bool, short_lives: int) -> str:

@@ -68,6 +68,11 @@ class Program:
                 return line
         raise AssertionError(f"it ended and never said {part!r}, only {self.lines}")
 
+    def kill(self) -> None:
+        """Have it gone, whatever it was about. Idempotent."""
+        self._process.kill()
+        self._process.wait(LIMIT_S)
+
     def end(self, number: int | None = signal.SIGINT) -> tuple[int, float]:
         """Send a signal, Ctrl-C as it is, or None; return the exit status and the seconds that the end took."""
         began_s = time.monotonic()

@@ -151,18 +151,18 @@ class RunningSite:
     def wait_for_bridge(self, farm: str) -> None:
         """Return when both bridges of a farm carry, both ways: a probe has crossed and come back."""
         path = f"cloud/{farm}"
-        state = f"hfl/fed1/{path}/@/stat/probe"
+        word = f"hfl/fed1/{path}/@/tele/probe"
         call = f"hfl/fed1/{path}/@/cmnd/probe"
         up = f"hflb/fed1/{path}/@/up/9"
         down = "hflb/fed1/cloud/@/down/9"
-        above = Person(self.ports["cloud"], WITNESS, WITNESS, state, up).ready()
+        above = Person(self.ports["cloud"], WITNESS, WITNESS, word, up).ready()
         below = Person(self.ports[farm], WITNESS, WITNESS, call, down).ready()
         try:
-            below.say(state, "probe")
+            below.say(word, "probe")
             below.say(up, "probe")
             # One at a time: they take different bridges.
             heard = above.heard.get(timeout=LIMIT_S).topic, above.heard.get(timeout=LIMIT_S).topic
-            assert set(heard) == {state, up}
+            assert set(heard) == {word, up}
             above.say(call, "probe")
             above.say(down, "probe")
             heard = below.heard.get(timeout=LIMIT_S).topic, below.heard.get(timeout=LIMIT_S).topic

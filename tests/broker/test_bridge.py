@@ -107,10 +107,11 @@ def test_what_an_edge_and_its_devices_say_to_each_other_stays_at_the_farm(site: 
     device.say(f"{JSON}/cloud/farm-a/pi-1/@/tele/decline", "no data")
     edge.hear(f"{JSON}/cloud/farm-a/pi-1/@/tele/decline", "no data")
     device.say(f"{JSON}/cloud/farm-a/pi-1/@/stat/metrics", '{"loss":1}')
+    device.say(f"{JSON}/cloud/farm-a/pi-1/@/stat/info", '{"role":"client"}')
     edge.say(f"{JSON}/cloud/farm-a/@/tele/decline", "barrier")
     # The same bridge, later: what was to cross before this has crossed.
     heard = [one.topic for one in cloud.hear(f"{JSON}/cloud/farm-a/@/tele/decline", "barrier") if not one.retain]
-    assert heard == [f"{JSON}/cloud/farm-a/pi-1/@/stat/metrics", f"{JSON}/cloud/farm-a/@/tele/decline"]
+    assert heard == [f"{JSON}/cloud/farm-a/pi-1/@/stat/info", f"{JSON}/cloud/farm-a/@/tele/decline"]
 
 
 def test_a_command_reaches_its_farm_only(site: RunningSite) -> None:
@@ -236,12 +237,13 @@ def test_in_a_chain_of_three_brokers_a_will_goes_up_two_hops_and_a_model_down_on
         viewer.hear(state, '{"state":"ready"}')
         device.vanish()
         viewer.hear(state, '{"state":"lost"}')
-        # What a farm says to its region is for the region's edge, and for nobody above.
+        # What a farm says to its region, and measures, is for the region, and for nobody above.
         farm_edge = person("north-farm-a", "cloud/north/farm-a")
         farm_edge.say(f"{JSON}/cloud/north/farm-a/@/tele/decline", "for the region")
         farm_edge.say(f"{JSON}/cloud/north/farm-a/@/stat/metrics", '{"in":3}')
-        heard = [one.topic for one in viewer.hear(f"{JSON}/cloud/north/farm-a/@/stat/metrics", '{"in":3}')]
-        assert heard == [f"{JSON}/cloud/north/farm-a/@/stat/metrics"]
+        farm_edge.say(f"{JSON}/cloud/north/farm-a/@/stat/info", '{"role":"edge"}')
+        heard = [one.topic for one in viewer.hear(f"{JSON}/cloud/north/farm-a/@/stat/info", '{"role":"edge"}')]
+        assert heard == [f"{JSON}/cloud/north/farm-a/@/stat/info"]
 
         edge = person("north-farm-a", "cloud/north/farm-a", "hflb/#")
         person("cloud", "cloud").say(f"{BINARY}/cloud/@/down/0", b"for regions", retain=True)

@@ -37,6 +37,7 @@ def test_every_node_says_its_own(site: RunningSite, broker: str, account: str) -
         f"{BINARY}/{account}/@/down/3p1",
         f"{BINARY}/{account}/@/key/0",
         f"{JSON}/{account}/some-child/@/cmnd/receipt",
+        f"{JSON}/{account}/@/cmnd/control",
     ):
         assert node.say(topic, "mine") in ("Success", "No matching subscribers"), topic
 
@@ -70,6 +71,8 @@ def test_every_node_says_its_own(site: RunningSite, broker: str, account: str) -
         ("cloud", "cloud", f"{BINARY}/cloud/farm-a/@/down/0"),
         ("farm-a", "viewer", f"{JSON}/cloud/farm-a/@/stat/round"),
         ("cloud", "viewer", f"{JSON}/cloud/farm-a/@/cmnd/receipt"),
+        ("cloud", "viewer", f"{JSON}/cloud/@/cmnd/control"),
+        ("farm-a", "cloud/farm-a", f"{JSON}/cloud/@/cmnd/control"),
         ("cloud", "viewer", f"{BINARY}/cloud/@/down/0"),
         ("cloud", "viewer", f"{BINARY}/cloud/@/key/0"),
     ],
@@ -93,6 +96,15 @@ def test_an_account_opens_only_its_own_broker(site: RunningSite, broker: str, ac
 
 def test_a_device_of_the_same_name_at_another_farm_has_another_password(site: RunningSite) -> None:
     assert site.password("cloud/farm-a/pi-1") != site.password("cloud/farm-b/pi-1")
+
+
+def test_the_cloud_asks_itself_and_reads_what_it_says_of_itself(site: RunningSite) -> None:
+    asking = site.person("cloud", "cloud", f"{JSON}/cloud/@/stat/+").ready()
+    itself = site.person("cloud", "cloud", f"{JSON}/cloud/@/cmnd/+").ready()
+    asking.say(f"{JSON}/cloud/@/cmnd/control", "pause")
+    itself.hear(f"{JSON}/cloud/@/cmnd/control", "pause")
+    itself.say(f"{JSON}/cloud/@/stat/state", "paused")
+    asking.hear(f"{JSON}/cloud/@/stat/state", "paused")
 
 
 def test_a_device_hears_its_parent_and_its_commands_and_no_sibling(site: RunningSite) -> None:

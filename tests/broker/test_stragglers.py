@@ -106,8 +106,13 @@ GRACE_S = 1.0
 class Tree(LocalFederation):
     """A federation whose journals can be waited for, and whose clients train on orders."""
 
-    def notes(self, node: str, event: str, **fields: object) -> list[dict[str, Any]]:
-        """Return a node's notes so far."""
+    def notes(self, node: str, event: str, *, life: int | None = None, **fields: object) -> list[dict[str, Any]]:
+        """Return a node's notes so far; `life` is the sender's, counted from 1."""
+        if life is not None:
+            boots = sorted({note["boot"] for note in self.notes(node, "joined", sender=fields["sender"])})
+            if len(boots) < life:
+                return []
+            fields["boot"] = boots[life - 1]
         wanted = {"node": node, "event": event, **fields}
         return [
             record
@@ -116,9 +121,9 @@ class Tree(LocalFederation):
             if all(record.get(name) == value for name, value in wanted.items())
         ]
 
-    def note(self, node: str, event: str, **fields: object) -> dict[str, Any]:
+    def note(self, node: str, event: str, *, life: int | None = None, **fields: object) -> dict[str, Any]:
         """Wait for a node's note, and return the first such."""
-        return until(lambda: self.notes(node, event, **fields), f"{node} {event} {fields}")[0]
+        return until(lambda: self.notes(node, event, life=life, **fields), f"{node} {event} {fields}")[0]
 
     def order(self, **what: str) -> None:
         """Let clients, one each, end their training: `go`, `raise` or `nan`."""
@@ -228,7 +233,7 @@ def test_a_client_killed_in_its_training_stops_no_round_and_is_back_in_the_next(
     number = farm.begin()
     old = farm.training("c", number)
     farm.end(C, signal.SIGKILL)
-    farm.note(EDGE, "lost", sender=C, boot=1)
+    farm.note(EDGE, "lost", sender=C, life=1)
     farm.order(a="go", b="go")
     closed = farm.closed(number)
     assert (closed["accepted"], closed["asked"], closed["waited_for"]) == (2, 3, f"{C} (no answer)")
@@ -238,7 +243,7 @@ def test_a_client_killed_in_its_training_stops_no_round_and_is_back_in_the_next(
     until(lambda: not _runs(old), "the training process to end")
 
     farm.start_client(C)
-    farm.note(EDGE, "joined", sender=C, boot=2)
+    farm.note(EDGE, "joined", sender=C, life=2)
     number = farm.begin()
     farm.order(a="go", b="go", c="go")
     assert farm.closed(number)["accepted"] == 3
@@ -249,7 +254,7 @@ def test_a_client_back_before_the_round_closes_still_contributes_to_it_once(farm
     number = farm.begin()
     old = farm.training("b", number)
     farm.end(B, signal.SIGKILL)
-    farm.note(EDGE, "lost", sender=B, boot=1)
+    farm.note(EDGE, "lost", sender=B, life=1)
     farm.start_client(B)
     assert farm.training("b", number, not_in=old) != old
     farm.order(a="go", b="go", c="go")
@@ -260,13 +265,13 @@ def test_a_client_back_before_the_round_closes_still_contributes_to_it_once(farm
 def test_a_client_that_leaves_in_order_is_no_longer_waited_for(farm: Farm) -> None:
     number = farm.begin()
     assert farm.end(B, signal.SIGTERM) == 0
-    farm.note(EDGE, "left", sender=B, boot=2)
+    farm.note(EDGE, "left", sender=B, life=2)
     farm.order(a="go", c="go")
     closed = farm.closed(number)
     assert (closed["accepted"], closed["asked"], closed["waited_for"]) == (2, 3, f"{B} (no answer)")
     assert farm.seconds_from_quorum_to_close(number) < GRACE_S
     farm.start_client(B)
-    farm.note(EDGE, "joined", sender=B, boot=3)
+    farm.note(EDGE, "joined", sender=B, life=3)
 
 
 def test_a_dead_training_process_is_declined_with_the_reason_and_costs_one_round(farm: Farm) -> None:
@@ -355,7 +360,7 @@ class Played(Person):
         """Send the blob of an update, which goes into one part."""
         cut = Cut.of(whole)
         assert cut.count == 1
-        fields = {"run": call.run, "round": call.round, "base": call.model.digest, "blob": cut.digest}
+        fields = {"run": call.run, "round": call.round, "base": call.model.digest, "blob": cut.name}
         self.tell(UpdatePart(**{**fields, "index": 0, "count": 1, "size": len(whole), "data": whole, **changes}))
 
     def contribute(self, call: RoundCall) -> None:
@@ -408,10 +413,10 @@ def test_a_client_that_lies_is_refused_with_the_reason_and_nothing_of_it_counts(
         receipt = liar.receipt()
         assert (receipt.accepted, receipt.run, receipt.round) == (False, call.run, call.round)
         assert reason in receipt.reason
-    liar.send(call, pack_update(Update(weight=10, payload=good)), base="0" * 64)
+    liar.send(call, pack_update(Update(weight=10, payload=good)), base="0" * 16)
     assert "foreign base" in liar.receipt().reason
     honest = pack_update(Update(weight=10, payload=good))
-    liar.send(call, honest, blob="0" * 64)
+    liar.send(call, honest, blob="0" * 16)
     assert "does not hash to its name" in liar.receipt().reason
     liar.send(call, pack_update(Update(weight=10, payload=nan)))
     assert "NaN" in liar.receipt().reason
@@ -527,7 +532,7 @@ def test_an_edge_that_leaves_in_order_is_no_longer_waited_for(grow: Callable[...
     a.contribute(a.call(1))
     tree.note("cloud", "accepted", sender="cloud/farm-a", round="g1")
     assert tree.end("cloud/farm-b", signal.SIGTERM) == 0
-    tree.note("cloud", "left", sender="cloud/farm-b", boot=1)
+    tree.note("cloud", "left", sender="cloud/farm-b", life=1)
     closed = tree.note("cloud", "closed", round="g1")
     assert (closed["accepted"], closed["asked"], closed["waited_for"]) == (1, 2, "cloud/farm-b (no answer)")
     assert tree.processes["cloud"].wait(LIMIT_S) == 0

@@ -159,14 +159,23 @@ def test_what_a_farm_says_to_the_cloud_crosses_once(story: Story) -> None:
         assert not there - here, "a message came twice"
 
 
+def test_what_devices_measure_and_an_edge_calls_for_stays_at_the_farm(story: Story) -> None:
+    for farm in story.farms:
+        here, there = ({one.topic for one in story.heard[broker]} for broker in (farm, "cloud"))
+        for client in story.clients_of(farm):
+            assert f"hfl/demo/{client}/@/stat/metrics" in here - there
+        assert f"hfl/demo/{farm}/@/stat/round" in here - there
+
+
 def said_for_above(heard: list[MQTTMessage], farm: str) -> Counter[tuple[str, bytes]]:
     """What a farm's broker is to carry up, and how often it was heard."""
     said: Counter[tuple[str, bytes]] = Counter()
     for one in heard:
         topic = Topic.parse(one.topic)
-        is_own = topic.path == farm and topic.channel in (Channel.STAT, Channel.TELE, Channel.UP)
-        is_below = topic.path.startswith(f"{farm}/") and topic.channel is Channel.STAT
-        if is_own or is_below:
+        is_shown = topic.channel is Channel.STAT and topic.name in ("state", "info")
+        is_figures = topic.channel is Channel.STAT and topic.name == "metrics"
+        is_own = topic.path == farm and (is_shown or is_figures or topic.channel in (Channel.TELE, Channel.UP))
+        if is_own or (is_shown and topic.path.startswith(f"{farm}/")):
             said[one.topic, bytes(one.payload)] += 1
     return said
 

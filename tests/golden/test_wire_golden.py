@@ -14,17 +14,21 @@ from hfl_mqtt.protocol import wire
 from hfl_mqtt.protocol.messages import (
     PROTOCOL,
     Announce,
+    Assign,
+    Control,
     Decline,
     Draw,
     Info,
     Keyframe,
     KeyPart,
     Kind,
+    Lease,
     Manifest,
     Message,
     Metrics,
     ModelPart,
     Moving,
+    Order,
     Phase,
     Plan,
     Receipt,
@@ -41,9 +45,10 @@ from hfl_mqtt.protocol.messages import (
 from hfl_mqtt.protocol.wire import Frame
 
 FILE = Path(__file__).parent / f"wire_v{PROTOCOL}.json"
-A, B = "a" * 64, "0123456789abcdef" * 4
-HALF = A[:16]
-MANIFEST = Manifest(version=12, digest=A, key=8)
+A = "a" * 64
+#: Names: a digest's first eight bytes.
+HALF, B = A[:16], "0123456789abcdef"
+MANIFEST = Manifest(version=12, digest=HALF, key=8)
 CALL = RoundCall(
     run="r1",
     round=(12, 3),
@@ -119,7 +124,11 @@ MESSAGES: dict[str, tuple[Message, str]] = {
     "decline": (Decline(run="r1", round=(12, 3), reason="no data today"), "cloud/farm-a/pi-07"),
     "moving": (Moving(), "cloud/farm-a/pi-07"),
     "update part": (
-        UpdatePart(run="r1", round=(12, 3), base=A, blob=B, index=6, count=7, size=1_600_000, data=b"\x00\xff\x10"),
+        UpdatePart(run="r1", round=(12, 3), base=HALF, blob=B, size=3, data=b"\x00\xff\x10"),
+        "cloud/farm-a/pi-07",
+    ),
+    "update part, not the first": (
+        UpdatePart(run="r1", round=(12, 3), base=HALF, blob=B, index=6, count=7, size=1_600_000, data=b"\x00\xff\x10"),
         "cloud/farm-a/pi-07",
     ),
     "model part": (
@@ -130,6 +139,9 @@ MESSAGES: dict[str, tuple[Message, str]] = {
         ModelPart(frame=3, version=12, blob=B, index=1, count=2, size=300_000, data=b"\x00\xff\x10"),
         "cloud/farm-a",
     ),
+    "control": (Control(order=Order.PAUSE, run="r1"), "cloud"),
+    "assign": (Assign(to="cloud/farm-b/pi-1"), "cloud/farm-a/pi-1"),
+    "lease": (Lease(epoch=7012, holder="box-1", for_s=15.0), "cloud/farm-a"),
     "key part": (KeyPart(version=8, blob=B, index=1, count=2, size=300_000, data=b"\x00\xff\x10"), "cloud/farm-a"),
 }
 BLOBS: dict[str, Update | Keyframe] = {

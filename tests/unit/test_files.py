@@ -4,12 +4,14 @@ import errno
 import os
 import subprocess
 import sys
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from hfl_mqtt import files
-from hfl_mqtt.errors import HflError
+from hfl_mqtt.errors import HflError, Unwritable
 from hfl_mqtt.files import LOST_BOOT, next_boot, write_bytes, write_text
 
 
@@ -70,8 +72,42 @@ def test_text_is_utf8(tmp_path: Path) -> None:
 
 def test_a_boot_counter_counts_starts_of_each_node(tmp_path: Path) -> None:
     state = tmp_path / "made" / "here"
-    assert [next_boot(state, "cloud/farm-a/pi-07") for _ in range(3)] == [1, 2, 3]
-    assert next_boot(state, "cloud/farm-a") == 1
+    write_text(state_of(state) / "cloud+farm-a.boot", "5\n")
+    first = next_boot(state, "cloud/farm-a/pi-07")
+    assert [next_boot(state, "cloud/farm-a/pi-07") for _ in range(2)] == [first + 1, first + 2]
+    assert next_boot(state, "cloud/farm-a") == 6
+
+
+def state_of(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+def test_a_node_whose_disk_was_replaced_speaks_above_its_former_life(tmp_path: Path) -> None:
+    before = next_boot(tmp_path / "old", "n")
+    assert before == pytest.approx(time.time() - datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp(), abs=60)
+    assert next_boot(tmp_path / "new", "n") >= before
+
+
+def test_a_board_without_a_clock_counts_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 42.0)  # January 1970
+    assert [next_boot(tmp_path, "n") for _ in range(2)] == [1, 2]
+    assert files.last_boot(tmp_path, "n") == 2
+    assert files.last_boot(tmp_path, "another") == 0
+
+
+def test_what_is_written_for_good_is_counted(tmp_path: Path) -> None:
+    size, forced = files.worn.bytes, files.worn.forced
+    write_bytes(tmp_path / "m", b"12345")
+    assert (files.worn.bytes - size, files.worn.forced - forced) == (5, 2)  # the file, and the folder that names it
+    files.replace(tmp_path / "m", lambda path: path.write_bytes(b"123"), is_forced=False)
+    assert (files.worn.bytes - size, files.worn.forced - forced) == (8, 2)
+
+
+def test_what_may_pass_by_itself_is_an_error_of_its_own(tmp_path: Path) -> None:
+    for number in (errno.ENOSPC, errno.EROFS, errno.EIO):
+        assert isinstance(files.failure(tmp_path, OSError(number, "x")), Unwritable)
+    assert not isinstance(files.failure(tmp_path, OSError(errno.EACCES, "x")), Unwritable)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"7x", b"-3\n", b"9" * 30, b"\xff\xfe"])

@@ -17,17 +17,18 @@ ALLOWED = {
     "errors": "",
     "registry": "errors",
     "files": "errors",
+    "state": "errors files",
     "protocol": "errors registry",
     "transport": "errors registry protocol",
     "rounds": "errors protocol",
     "learning": "errors registry files protocol rounds.arithmetic",
     # `transport.link` is the contract alone: what an account is, no client.
     "config": "errors registry files protocol learning transport.link",
-    "roles": "errors registry files protocol transport rounds learning config",
-    "sim": "errors registry files protocol transport rounds learning config roles",
-    "ops": "errors registry files protocol transport rounds learning config roles sim",
-    "cli": "errors registry files protocol transport rounds learning config roles sim ops",
-    "device_agents": "errors registry files protocol transport rounds learning config roles sim ops cli",
+    "roles": "errors registry files state protocol transport rounds learning config",
+    "sim": "errors registry files state protocol transport rounds learning config roles",
+    "ops": "errors registry files state protocol transport rounds learning config roles sim",
+    "cli": "errors registry files state protocol transport rounds learning config roles sim ops",
+    "device_agents": "errors registry files state protocol transport rounds learning config roles sim ops cli",
 }
 #: The machines decide without I/O, clocks, chance or tensors.
 NOT_IN_ROUNDS = {

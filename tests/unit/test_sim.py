@@ -205,11 +205,9 @@ def test_any_client_or_edge_dying_at_any_moment_ends_every_run(
         if "sender" in entry.fields and path == "cloud"
     )
     assert set(per_start.values()) <= {1}
-    for path in ("cloud/a", "cloud/b"):
-        # An edge that was killed has forgotten its open round and begins it anew; its cloud still counts it once.
-        starts = 1 + sum(1 for dead, _, back in deaths if dead == path and back is not None)
-        once = Counter(key for key, times in counted(sim).items() if key[0] == path for _ in range(times))
-        assert max(once.values(), default=0) <= starts
+    # An edge that was killed, or found no quorum, begins its round anew; its cloud still counts it once.
+    opened = Counter((path, str(entry.fields["round"])) for path, entry in sim.notes("opened"))
+    assert all(times <= opened[path, round_name] for (path, round_name, _), times in counted(sim).items())
 
 
 @settings(max_examples=30, deadline=None)
@@ -227,7 +225,7 @@ def test_with_one_edge_round_any_partition_of_clients_equals_flat_fedavg(
     assert end is not None
     assert end.failure is None
     clients = [f"{path}/{name}" for path, names in tree.items() if path != "cloud" for name in names]
-    np.testing.assert_allclose(cloud_of(sim).weights["w"], flat_fedavg(clients, rounds)["w"], atol=1e-6)
+    np.testing.assert_allclose(cloud_of(sim).weights["w"], flat_fedavg(clients, rounds)["w"], rtol=1e-6, atol=1e-6)
 
 
 def test_the_order_of_arrival_does_not_change_a_bit_of_the_model() -> None:

@@ -16,6 +16,7 @@ from hfl_mqtt.config.models import (
     DemoConfig,
     DeviceConfig,
     EdgeConfig,
+    HomeConfig,
     PlanConfig,
     default_state_dir,
 )
@@ -301,12 +302,12 @@ WRONG = {
     "no role": (
         "federation: fed",
         "",
-        ["1:1 role is missing: say what this file is for, role: one of cloud, edge, client, demo, site"],
+        ["1:1 role is missing: say what this file is for, role: one of cloud, edge, client, demo, site, simulation"],
     ),
     "no such role": (
         "role: clod",
         "",
-        ["1:7 role: must be one of cloud, edge, client, demo, site, got 'clod', did you mean 'cloud'?"],
+        ["1:7 role: must be one of cloud, edge, client, demo, site, simulation, got 'clod', did you mean 'cloud'?"],
     ),
     "a demo with too few clients": (
         "role: demo",
@@ -354,6 +355,49 @@ def test_the_clouds_tiers_start_with_its_global_rounds() -> None:
     # The cloud waits for stragglers longer than an edge does in its two rounds of 5 s.
     assert config.to_tiers() == (messages.Tier(rounds=3, quorum=1.0, open_for_s=3600.0, grace_s=25.0), below)
     assert config.to_plan() == messages.Plan(task="mnist", seed=7, tiers=(below,))
+
+
+def test_an_asynchronous_tier_is_a_count_no_grace_and_a_discount() -> None:
+    text = """
+    wait_for: 3
+    tiers:
+      - {mode: async, buffer: 3, staleness_exponent: 1, max_staleness: 7}
+      - {offline_rounds: 4}
+    """
+    above, below = cloud(text).to_tiers()
+    assert (above.quorum, above.grace_s, above.late) == (3, 0.0, messages.Late.DISCOUNT)
+    assert (above.staleness_exponent, above.max_staleness) == (1.0, 7)
+    assert (below.late, below.offline_rounds) == (messages.Late.DROP, 4)
+
+
+@pytest.mark.parametrize(
+    ("tiers", "mistake"),
+    [
+        ("[{buffer: 3}]", r"tiers\[0\].buffer: only has a say where mode is async: set that, or quorum"),
+        ("[{mode: async}]", r"tiers\[0\].mode: async needs buffer beside it: how many updates make a round"),
+        ("[{mode: asink, buffer: 1}]", r"tiers\[0\].mode: must be 'sync' or 'async'"),
+        ("[{mode: async, buffer: 1, quorum: 2}]", r"tiers\[0\].quorum: has no say where mode is async"),
+        ("[{mode: async, buffer: 1, grace: 2 s}]", r"tiers\[0\].grace: has no say where mode is async"),
+        ("[{mode: async, buffer: 1, late: drop}]", r"tiers\[0\].late: would drop what async is about"),
+        ("[{mode: async, buffer: 5}]", r"tiers\[0\].buffer: 5 children must answer, .* raise wait_for to 5"),
+        ("[{late: nxt}]", r"tiers\[0\].late: must be 'drop', 'next' or 'discount'.*did you mean 'next'"),
+        ("[{late: next, staleness_exponent: 1}]", r"tiers\[0\].staleness_exponent: .* set late to discount"),
+        ("[{max_staleness: 1}]", r"tiers\[0\].max_staleness: .* set late to next or discount"),
+        ("[{late: next, offline_rounds: 1}]", r"tiers\[0\].offline_rounds: the cloud has no parent"),
+        ("[{open_for: 1 h}, {offline_rounds: 1}]", r"tiers\[1\].offline_rounds: .* set tiers\[0\].late to discount"),
+    ],
+)
+def test_what_is_said_of_late_updates_goes_together(tiers: str, mistake: str) -> None:
+    with pytest.raises(ConfigError, match=mistake):
+        cloud(f"tiers: {tiers}")
+
+
+def test_clients_of_one_process_keep_their_state_together(folder: Path) -> None:
+    several = client("state_dir: state\nclients: [{name: cloud/a/1}, {name: cloud/a/2}]")
+    assert several.vault_path() == folder / "state"
+    assert client("name: cloud/a/1\nstate_dir: state").vault_path() == folder / "state"
+    unsaid = client("clients: [{name: cloud/a/1}, {name: cloud/a/2}]")
+    assert unsaid.vault_path() == unsaid.state_path(unsaid.devices[0])
 
 
 def test_tiers_have_the_messages_defaults() -> None:
@@ -523,6 +567,45 @@ def test_clients_of_one_process_keep_their_state_apart(folder: Path) -> None:
     assert [config.state_path(device) for device in config.devices] == [folder / "state" / "1", folder / "state" / "2"]
 
 
+HOMES = """
+name: cloud/a/1
+state_dir: state
+data: {index: 1}
+homes:
+  - {name: cloud/b/1, broker: {host: 10.0.0.2}}
+  - {name: cloud/c/7, data: {index: 7}}
+"""
+
+
+def test_a_client_goes_on_at_another_home_with_its_broker_its_data_and_the_same_folder(folder: Path) -> None:
+    config = client(HOMES)
+    assert config.home_names == ("cloud/a/1", "cloud/b/1", "cloud/c/7")
+    assert config.devices[0].name == "cloud/a/1"
+    at = [config.at(name) for name in config.home_names]
+    assert [(here.devices[0].name, here.broker.host, here.devices[0].data["index"]) for here in at] == [
+        ("cloud/a/1", "10.0.0.1", 1),
+        ("cloud/b/1", "10.0.0.2", 1),
+        ("cloud/c/7", "10.0.0.1", 7),
+    ]
+    assert {here.state_path(here.devices[0]) for here in at} == {folder / "state"}
+    assert config.at("cloud/z/1") is config
+    assert client("name: cloud/a/1").home_names == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "mistake"),
+    [
+        ("name: cloud/a/1\nhomes: [{name: cloud/a/1}]", "hold a name twice"),
+        ("name: cloud/a/1\nhomes: [{name: cloud/b/1}, {name: cloud/b/1}]", "hold a name twice"),
+        ("clients: [{name: cloud/a/1}]\nhomes: [{name: cloud/b/1}]", "stands beside clients"),
+        ("name: cloud/a/1\nhomes: [{name: alone}]", "must start with its parent's name"),
+    ],
+)
+def test_homes_are_others_and_of_one_client(more: str, mistake: str) -> None:
+    with pytest.raises(ConfigError, match=mistake):
+        client(more)
+
+
 def test_where_the_cloud_and_the_edge_write(folder: Path) -> None:
     assert cloud("out: runs/1").out_path() == folder / "runs" / "1"
     assert cloud("state_dir: state").out_path() == folder / "state" / "out"
@@ -540,7 +623,8 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [BrokerConfig, ClientConfig, CloudConfig, DemoConfig, DeviceConfig, EdgeConfig, PlanConfig]
+    "model",
+    [BrokerConfig, ClientConfig, CloudConfig, DemoConfig, DeviceConfig, EdgeConfig, HomeConfig, PlanConfig],
 )
 def test_every_key_is_described(model: type[BaseModel]) -> None:
     plain = {"role", "name"}

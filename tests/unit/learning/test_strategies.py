@@ -138,8 +138,8 @@ def as_deltas(drawn: Drawn) -> list[tuple[Weights, int]]:
 
 
 def unit_of(values: NDArray[Any], weight: int) -> float:
-    """The documented rounding of a block of weighted values: at most 2^-21 of the largest, at least 2^-32."""
-    return max(float(np.abs(values.astype("f8")).max()) * weight * 2.0**-21, 2.0**-32)
+    """The documented rounding of a block of weighted values: at most 2^-20 of the largest, at least 2^-32."""
+    return max(float(np.abs(values.astype("f8")).max()) * weight * 2.0**-20, 2.0**-32)
 
 
 @CALM
@@ -342,11 +342,11 @@ def test_a_loud_update_does_not_make_the_others_any_rougher() -> None:
 
 
 def test_more_updates_than_four_bytes_can_count_are_summed_all_the_same() -> None:
-    delta: Weights = {"w": f4(1, -1)}  # 1 is 2^21 units: four bytes are full after 1,023
+    delta: Weights = {"w": f4(1, -1)}  # 1 is 2^20 units: four bytes are full after 2,047
     total = FedAvg().sum(layout_of(delta))
-    for count in range(1, 3001):
+    for count in range(1, 10_001):
         total.add(delta.items, 1)
-        assert count % 500 or total.mean()["w"].tolist() == [1, -1]
+        assert count % 1000 or total.mean()["w"].tolist() == [1, -1]
 
 
 def test_weights_up_to_the_largest_are_taken() -> None:
@@ -361,7 +361,8 @@ def test_the_halves_of_a_range_are_not_told_without_the_model() -> None:
 
 
 def test_a_tensor_of_several_blocks_is_summed_whole() -> None:
-    delta: Weights = {"w": np.arange(200_000, dtype="f4")}
+    # 2^17 x 7 and more are rounded to multiples of 2^(24 - 22) = 4.
+    delta: Weights = {"w": np.arange(0, 800_000, 4, dtype="f4")}
     assert np.array_equal(averaged(delta, (delta, 7), (delta, 9))["w"], delta["w"])
 
 
@@ -369,3 +370,34 @@ def test_values_may_come_in_any_memory_order() -> None:
     square = np.arange(6, dtype="f4").reshape(2, 3)
     fortran = np.asfortranarray(square)
     assert averaged({"w": square}, ({"w": fortran}, 3))["w"].tolist() == square.tolist()
+
+
+# ------------------------------------------------------------------ discounted updates
+
+
+def test_of_a_discounted_update_a_share_is_added_while_all_its_samples_count() -> None:
+    total = summed({"w": f4(0)}, ({"w": f4(4)}, 10))
+    total.add({"w": f4(8)}.items, 10, 0.25)
+    assert total.weight == 20
+    assert total.mean()["w"].tolist() == pytest.approx([2.8])  # (10 x 4 + 2 x 8) / 20: 2.5 samples are 2
+
+
+def test_a_discounted_update_counts_as_one_sample_at_least() -> None:
+    total = summed({"w": f4(0)}, ({"w": f4(0)}, 3))
+    total.add({"w": f4(8)}.items, 1, 0.01)
+    assert total.mean()["w"].tolist() == [2]
+
+
+def test_a_discounted_update_that_breaks_off_leaves_no_trace() -> None:
+    total = summed({"a": f4(0), "b": f4(0)}, ({"a": f4(1), "b": f4(1)}, 1))
+    before = digest(total.mean())
+    with pytest.raises(Refused, match="NaN"):
+        total.add({"a": f4(8), "b": f4(np.nan)}.items, 10, 0.5)
+    assert (total.weight, digest(total.mean())) == (1, before)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
+def test_a_share_is_above_nothing_and_at_most_all(share: float) -> None:
+    total = summed({"w": f4(0)})
+    with pytest.raises(Refused, match="share"):
+        total.add({"w": f4(1)}.items, 1, share)

@@ -104,16 +104,20 @@ class TestConfigurations:
     def test_what_goes_out_is_a_farms_word_to_the_cloud_and_how_everybody_below_is(self) -> None:
         conf = rendered(region_site(), "north-farm-a/mosquitto.conf")
         own = "hfl/fed1/cloud/north/farm-a"
+        below = [f"{own}{'/+' * level}/@/stat/{what}" for level in range(1, 6) for what in ("state", "info")]
         assert [line for line in conf.splitlines() if line.startswith("topic ") and " out " in line] == [
-            f"topic {own}/@/stat/# out 1",
-            f"topic {own}/+/@/stat/# out 1",
-            f"topic {own}/+/+/@/stat/# out 1",
-            f"topic {own}/+/+/+/@/stat/# out 1",
-            f"topic {own}/+/+/+/+/@/stat/# out 1",
-            f"topic {own}/+/+/+/+/+/@/stat/# out 1",
+            f"topic {own}/@/stat/state out 1",
+            f"topic {own}/@/stat/info out 1",
+            f"topic {own}/@/stat/metrics out 1",
+            *(f"topic {pattern} out 1" for pattern in below),
             f"topic {own}/@/tele/# out 1",
             "topic hflb/fed1/cloud/north/farm-a/@/up/# out 1",
         ]
+
+    def test_the_metrics_of_devices_cross_only_where_the_site_says_so(self) -> None:
+        metrics = "topic hfl/fed1/cloud/farm-a/+/@/stat/metrics out 1"
+        plain, wanted = (rendered(site(device_metrics=one), "farm-a/mosquitto.conf") for one in (False, True))
+        assert (metrics in plain.splitlines(), metrics in wanted.splitlines()) == (False, True)
 
     def test_every_bridge_has_a_client_id_of_its_own(self) -> None:
         ids = [

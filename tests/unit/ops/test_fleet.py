@@ -60,7 +60,7 @@ def test_parents_stand_before_their_children_with_state_round_scores_and_age() -
 
 def test_a_round_is_open_until_its_figures_are_there_or_it_is_told_to_be_over() -> None:
     fleet = Fleet()
-    manifest = Manifest(version=0, digest="0" * 64, key=0)
+    manifest = Manifest(version=0, digest="0" * 16, key=0)
     call = RoundCall(
         run="r1",
         round=(2, 1),

@@ -31,8 +31,9 @@ from hfl_mqtt.protocol.messages import (
     round_text,
 )
 
-D = "0" * 64
-MANIFEST = {"version": 0, "digest": D}
+#: A digest, and what tells it from others of ours.
+D, H = "0" * 64, "0" * 16
+MANIFEST = {"version": 0, "digest": H}
 CALL: dict[str, Any] = {
     "run": "r",
     "round": [1],
@@ -43,9 +44,9 @@ CALL: dict[str, Any] = {
     "codec": "raw",
 }
 CALL |= {"plan": {"task": "t"}, "model": MANIFEST}
-HALF: dict[str, Any] = {"run": "r", "round": [1], "base": "0" * 16}
+HALF: dict[str, Any] = {"run": "r", "round": [1], "base": H}
 KEYFRAME = {"run": "r", "version": 0, "digest": D, "size": 4, "start": b"start"}
-PART = {"blob": D, "index": 0, "count": 1, "size": 1, "data": b"x"}
+PART = {"blob": H, "index": 0, "count": 1, "size": 1, "data": b"x"}
 SLOT = PART | {"frame": 0, "version": 1}
 ONE = Tally(total=1.0, count=1)
 
@@ -78,9 +79,9 @@ def test_a_message_cannot_be_changed() -> None:
         (Plan, {"task": "t", "epochs": 1, "steps": 1}),
         (Plan, {"task": "t", "learning_rate": math.nan}),
         (Plan, {"task": "t", "tiers": [Tier()] * 9}),
-        (Manifest, MANIFEST | {"digest": "A" * 64}),
-        (Manifest, MANIFEST | {"digest": D + "\n"}),
-        (Manifest, MANIFEST | {"digest": "0" * 16}),
+        (Manifest, MANIFEST | {"digest": "A" * 16}),
+        (Manifest, MANIFEST | {"digest": H + "\n"}),
+        (Manifest, MANIFEST | {"digest": D}),
         (Manifest, MANIFEST | {"version": -1}),
         (Manifest, MANIFEST | {"key": -1}),
         (Tier, {"codec": ""}),
@@ -96,11 +97,11 @@ def test_a_message_cannot_be_changed() -> None:
         (Receipt, HALF | {"base": D}),
         (Receipt, HALF | {"base": "0" * 15}),
         (Receipt, HALF | {"base": "A" * 16}),
-        (Announce, HALF | {"blob": D, "size": 0, "count": 1}),
-        (Announce, HALF | {"blob": D, "size": MAX_BLOB + 1, "count": 1}),
-        (Announce, HALF | {"blob": D, "size": 1, "count": 0}),
-        (Announce, HALF | {"blob": D, "size": 1, "count": 4097}),
-        (Announce, HALF | {"blob": "0" * 16, "size": 1, "count": 1}),
+        (Announce, HALF | {"blob": H, "size": 0, "count": 1}),
+        (Announce, HALF | {"blob": H, "size": MAX_BLOB + 1, "count": 1}),
+        (Announce, HALF | {"blob": H, "size": 1, "count": 0}),
+        (Announce, HALF | {"blob": H, "size": 1, "count": 4097}),
+        (Announce, HALF | {"blob": D, "size": 1, "count": 1}),
         (WantModel, {"version": -1, "parts": []}),
         (WantModel, {"version": 1, "parts": list(range(65))}),
         (WantModel, {"version": 1, "parts": [4096]}),
@@ -108,8 +109,8 @@ def test_a_message_cannot_be_changed() -> None:
         (Decline, {"run": "r", "round": [0], "reason": ""}),
         (Decline, {"run": "r", "round": [1] * 9, "reason": ""}),
         (Decline, {"run": "r", "round": [1], "reason": "x" * 301}),
-        (Want, {"blob": D, "parts": list(range(65))}),
-        (Want, {"blob": D, "parts": [4096]}),
+        (Want, {"blob": H, "parts": list(range(65))}),
+        (Want, {"blob": H, "parts": [4096]}),
         (ModelPart, SLOT | {"data": b""}),
         (ModelPart, SLOT | {"data": bytes(256 * 1024 + 1)}),
         (ModelPart, SLOT | {"count": 4097}),
@@ -123,7 +124,7 @@ def test_a_message_cannot_be_changed() -> None:
         (Keyframe, KEYFRAME | {"plus": 5}),
         (Keyframe, KEYFRAME | {"size": -1}),
         (Keyframe, KEYFRAME | {"digest": "0" * 16}),
-        (UpdatePart, PART | {"run": "r", "round": [1], "base": D, "index": -1}),
+        (UpdatePart, PART | {"run": "r", "round": [1], "base": H, "index": -1}),
         (Update, {"weight": 2**40 + 1, "payload": b""}),
         (Update, {"weight": -1, "payload": b""}),
         (Update, {"weight": 1, "payload": "text"}),
@@ -184,8 +185,8 @@ def test_a_value_beyond_every_float_is_none() -> None:
 
 def test_a_part_is_not_copied_when_it_is_validated() -> None:
     data = bytes(1000)
-    assert ModelPart(frame=0, version=1, blob=D, index=0, count=1, size=1000, data=data).data is data
-    assert KeyPart(version=1, blob=D, index=0, count=1, size=1000, data=data).data is data
+    assert ModelPart(frame=0, version=1, blob=H, index=0, count=1, size=1000, data=data).data is data
+    assert KeyPart(version=1, blob=H, index=0, count=1, size=1000, data=data).data is data
 
 
 @pytest.mark.parametrize("data", [bytes(1000), bytearray(1000), memoryview(bytes(1000))])
@@ -199,7 +200,7 @@ def test_bytes_stay_what_they_are_in_an_update_and_in_a_keyframe(data: Any) -> N
 def test_the_bare_messages_that_are_broken_above_are_whole() -> None:
     bare: list[tuple[type[Any], dict[str, Any]]]
     bare = [(RoundCall, CALL), (Manifest, MANIFEST), (Receipt, HALF), (ModelPart, SLOT), (Keyframe, KEYFRAME)]
-    bare += [(KeyPart, PART | {"version": 1}), (Announce, HALF | {"blob": D, "size": 1, "count": 1})]
+    bare += [(KeyPart, PART | {"version": 1}), (Announce, HALF | {"blob": H, "size": 1, "count": 1})]
     assert all(kind(**fields) for kind, fields in bare)
 
 

@@ -164,7 +164,7 @@ def test_a_viewer_reads_all_json_of_one_federation_and_no_weights() -> None:
 
 def may(user: str, access: str, topic: Topic) -> bool:
     rights = topics.acl_patterns("f") + topics.acl_broadcast("f", user)
-    return any(kind == access and matches(pattern.replace("%u", user), str(topic)) for kind, pattern in rights)
+    return any(access in kind and matches(pattern.replace("%u", user), str(topic)) for kind, pattern in rights)
 
 
 def test_a_device_may_speak_for_itself_and_read_only_its_parent() -> None:
@@ -181,6 +181,27 @@ def test_a_device_may_speak_for_itself_and_read_only_its_parent() -> None:
     assert not may(pi, "write", Topic("f", edge, Channel.STAT, "round"))
     assert not may(pi, "write", Topic("f", other, Channel.CMND, "receipt"))
     assert not may(pi, "write", Topic("f", pi, Channel.CMND, "receipt"))
+
+
+def test_an_edge_hears_whether_its_bridge_is_up_and_who_holds_its_lease_and_no_one_elses() -> None:
+    edge, rights = "cloud/a", topics.acl_patterns("f")
+    readable = [pattern.replace("%u", edge) for kind, pattern in rights if "read" in kind]
+    assert any(matches(pattern, topics.bridge_state(edge)) for pattern in readable)
+    assert not any(matches(pattern, topics.bridge_state("cloud/b")) for pattern in readable)
+    own = [each.topic for each in [*topics.lease_filters("f", edge), *topics.edge_filters(edge)]]
+    assert own == [
+        "hfl/f/cloud/a/@/stat/lease",
+        "hfl/f/cloud/a/@/stat/state",
+        "$SYS/broker/connection/_bridge/cloud/a/ctl/state",
+    ]
+    assert all(any(matches(pattern, topic) for pattern in readable) for topic in own)
+
+
+def test_a_lease_never_crosses_a_bridge() -> None:
+    for path in ("cloud/a", "cloud/r/a"):
+        carried = [*topics.bridge_control("f", path, device_metrics=True), *topics.bridge_data("f", path)]
+        assert not any(matches(pattern, f"hfl/f/{path}/@/stat/lease") for pattern, _, _ in carried)
+        assert not any(matches(pattern, f"hfl/f/{path}/b/@/stat/lease") for pattern, _, _ in carried)
 
 
 def test_an_edge_hears_its_children_and_commands_them() -> None:
@@ -217,13 +238,28 @@ def test_a_bridge_carries_what_a_farm_says_of_itself_and_to_the_cloud() -> None:
 
 
 @pytest.mark.parametrize("below", ["pi", "b/pi", "b/c/d/e/f/g"])
-def test_of_everybody_below_a_bridge_carries_how_they_are_and_nothing_else(below: str) -> None:
+def test_of_everybody_below_a_bridge_carries_who_and_how_they_are_and_nothing_else(below: str) -> None:
     path = f"cloud/a/{below}"
     assert topics.is_path(path)
     assert crosses("out", Topic("f", path, Channel.STAT, "state"))
+    assert crosses("out", Topic("f", path, Channel.STAT, "info"))
+    assert not crosses("out", Topic("f", path, Channel.STAT, "metrics"))
     for channel in (Channel.TELE, Channel.CMND, Channel.UP, Channel.DOWN, Channel.KEY):
         assert not crosses("out", Topic("f", path, channel, "x")), channel
         assert not crosses("in", Topic("f", path, channel, "x")), channel
+
+
+@pytest.mark.parametrize("below", ["pi", "b/pi", "b/c/d/e/f/g"])
+def test_where_it_is_wanted_a_bridge_carries_what_everybody_below_measures_too(below: str) -> None:
+    metrics = str(Topic("f", f"cloud/a/{below}", Channel.STAT, "metrics"))
+    rules = topics.bridge_control("f", "cloud/a", device_metrics=True)
+    assert set(topics.bridge_control("f", "cloud/a")) < set(rules)
+    assert len([pattern for pattern, _, _ in rules if matches(pattern, metrics)]) == 1
+
+
+@pytest.mark.parametrize("path", ["cloud/a", "cloud/a/b"])
+def test_the_call_of_a_farms_edge_to_its_devices_does_not_leave_the_farm(path: str) -> None:
+    assert not crosses("out", Topic("f", path, Channel.STAT, "round"))
 
 
 def test_a_bridge_carries_nothing_of_another_farm_and_nothing_both_ways() -> None:
@@ -244,7 +280,7 @@ def test_what_an_edge_offers_its_devices_does_not_leave_the_farm() -> None:
 def test_a_bridge_has_a_line_for_every_level_that_there_may_be_below_it() -> None:
     for depth in range(2, topics.MAX_DEPTH + 1):
         path = "/".join(["x"] * depth)
-        states = [pattern for pattern in carried("out", path) if pattern.endswith("/stat/#")]
+        states = [pattern for pattern in carried("out", path) if pattern.endswith("/stat/state")]
         assert len(states) == 1 + topics.MAX_DEPTH - depth
         assert not any(f"/{'+/' * topics.MAX_DEPTH}" in pattern for pattern in states)
 
@@ -253,7 +289,8 @@ def test_a_bridge_has_a_line_for_every_level_that_there_may_be_below_it() -> Non
 def test_whatever_lies_below_crosses_at_most_once(own: str, below: str, channel: Channel, name: str) -> None:
     path = f"{own}/{below}"
     if topics.is_path(path):
-        assert crosses("out", Topic("f", path, channel, name), own) == (channel is Channel.STAT)
+        is_shown = channel is Channel.STAT and name in ("state", "info")
+        assert crosses("out", Topic("f", path, channel, name), own) == is_shown
 
 
 def test_what_a_bridge_carries_it_has_the_right_to() -> None:

@@ -23,6 +23,7 @@ from hfl_mqtt.protocol.messages import (
     Keyframe,
     KeyPart,
     Kind,
+    Late,
     Manifest,
     Message,
     Metrics,
@@ -45,11 +46,12 @@ from hfl_mqtt.protocol.messages import (
 from hfl_mqtt.protocol.topics import Topic
 from hfl_mqtt.protocol.wire import Frame, decode, encode
 
-A, B = "a" * 64, "b" * 64
-HALF = "a" * 16
+A = "a" * 64
+#: Names: a digest's first eight bytes.
+HALF, B = "a" * 16, "b" * 16
 #: As `roles.cloud.new_run` names them.
 RUN = "20260314-092653-58979a"
-MANIFEST = Manifest(version=3, digest=A, key=2)
+MANIFEST = Manifest(version=3, digest=HALF, key=2)
 TIER = Tier(
     rounds=2,
     quorum=1,
@@ -60,6 +62,10 @@ TIER = Tier(
     codec="auto",
     downlink="int8",
     budget=9,
+    late=Late.DISCOUNT,
+    staleness_exponent=1.0,
+    max_staleness=3,
+    offline_rounds=7,
 )
 #: Every field of every message is another than it usually is: what is usual is left out on the wire.
 PLAN = Plan(
@@ -77,11 +83,11 @@ PLAN = Plan(
 CALL = RoundCall(
     run="r",
     round=(12, 3),
-    phase=Phase.OPEN,
+    phase=Phase.CLOSED,
     asked=4,
     quorum=2,
     open_for_s=60.0,
-    codec="raw | zstd",
+    codec="rot1",
     draw=Draw(seed=7, threshold=2**52),
     plan=PLAN,
     model=MANIFEST,
@@ -89,8 +95,10 @@ CALL = RoundCall(
     budget=0,
     attempt=1,
     boot=5,
+    late=Late.NEXT,
+    number=6,
 )
-STATE = State(state=StateName.LOST, boot=2)
+STATE = State(state=StateName.HALTED, boot=2, reason="the disk is full")
 INFO = Info(
     role="client",
     boot=2,
@@ -102,12 +110,12 @@ INFO = Info(
     samples=0,
 )
 METRICS = Metrics(values={"round": "g1", "loss": 0.25, "in": 3, "rmse": None})
-RECEIPT = Receipt(run="r", round=(1,), base=HALF, accepted=False, reason="foreign base")
-WANT = Want(blob=A, parts=(0, 4095))
+RECEIPT = Receipt(run="r", round=(1,), base=HALF, accepted=False, reason="foreign base", joined=(2,))
+WANT = Want(blob=HALF, parts=(0, 4095))
 WANT_MODEL = WantModel(version=4, parts=(), is_key=True)
 ANNOUNCE = Announce(run="r", round=(1,), base=HALF, blob=B, size=2_000_000, count=8)
 DECLINE = Decline(run="r", round=(1,), reason="no data")
-UPDATE_PART = UpdatePart(run="r", round=(1, 2), base=A, blob=B, index=5, count=9, size=9, data=b"\x00")
+UPDATE_PART = UpdatePart(run="r", round=(1, 2), base=HALF, blob=B, index=5, count=9, size=9, data=b"\x00")
 MODEL_PART = ModelPart(frame=7, version=11, blob=B, index=8, count=9, size=9, data=b"\xff")
 KEY_PART = KeyPart(version=3, blob=B, index=8, count=9, size=9, data=b"\xff")
 MESSAGES: list[Message] = [
@@ -193,6 +201,7 @@ def test_what_is_usual_is_left_out_and_nothing_else() -> None:
         "base": HALF,
         "accepted": False,
         "reason": "foreign base",
+        "joined": [2],
     }
 
 
@@ -236,10 +245,25 @@ def traced_bytes(action: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def test_a_digest_takes_32_bytes_and_not_64_where_people_do_not_read_it() -> None:
+def test_a_digest_is_bytes_and_not_hexadecimal_digits_where_people_do_not_read_it() -> None:
     fields = msgpack.unpackb(encode(UPDATE_PART, "f", "cloud").payload)
-    assert (fields["base"], fields["blob"]) == (bytes.fromhex(A), bytes.fromhex(B))
+    assert (fields["base"], fields["blob"]) == (bytes.fromhex(HALF), bytes.fromhex(B))
     assert msgpack.unpackb(wire.pack_keyframe(KEYFRAME)[: -len(b"\x00start\xffplus")])["digest"] == bytes.fromhex(A)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        UpdatePart(run="r", round=(1,), base=HALF, blob=B, size=3, data=b"abc"),
+        ModelPart(frame=0, version=1, blob=B, size=3, data=b"abc"),
+        KeyPart(version=0, blob=B, size=3, data=b"abc"),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_of_what_is_one_part_neither_its_size_nor_its_place_is_said(part: UpdatePart | ModelPart | KeyPart) -> None:
+    frame = encode(part, "f", "cloud")
+    assert not {"size", "index", "count"} & msgpack.unpackb(frame.payload).keys()
+    assert decode(frame)[0] == part
 
 
 def test_the_kind_of_a_quorum_survives_the_wire() -> None:
@@ -289,7 +313,7 @@ def test_the_messages_of_a_usual_round_are_small() -> None:
         open_for_s=120.0,
         codec="rot1 | zstd",
         plan=Plan(task="mnist", momentum=0.9),
-        model=Manifest(version=36, digest=A, key=24),
+        model=Manifest(version=36, digest=HALF, key=24),
         boot=3,
     )
     receipt = Receipt(run=RUN, round=(12, 3), base=HALF)
@@ -301,7 +325,7 @@ def test_the_messages_of_a_usual_round_are_small() -> None:
 def test_what_is_wrapped_around_weights_is_small() -> None:
     data = bytes(6000)  # a model of 44,000 weights at one bit each
     whole: dict[str, Any] = {"blob": B, "index": 0, "count": 1, "size": len(data), "data": data}
-    up = UpdatePart(run=RUN, round=(12, 3), base=A, **whole)
+    up = UpdatePart(run=RUN, round=(12, 3), base=HALF, **whole)
     down = ModelPart(frame=3, version=36, **whole)
     assert len(encode(up, "f", "cloud").payload) - len(data) < 150
     assert len(encode(down, "f", "cloud").payload) - len(data) < 100
@@ -339,7 +363,7 @@ def test_the_largest_call_can_be_read_by_a_viewer() -> None:
         codec=codec,
         draw=Draw(seed=2**53 - 1, threshold=2**53 - 1),
         plan=plan,
-        model=Manifest(version=2**53, digest=A, key=2**53),
+        model=Manifest(version=2**53, digest=HALF, key=2**53),
         unasked=2**53,
         budget=2**53,
         attempt=2**53,
@@ -362,7 +386,7 @@ WHOLE: dict[str, Any] = {
 @pytest.mark.parametrize(
     "part",
     [
-        UpdatePart(run="r" * 64, round=(2**31,) * 8, base=A, **WHOLE),
+        UpdatePart(run="r" * 64, round=(2**31,) * 8, base=HALF, **WHOLE),
         ModelPart(frame=MAX_FRAMES, version=2**53, **WHOLE),
         KeyPart(version=2**53, **WHOLE),
     ],
@@ -438,8 +462,8 @@ def test_a_manifest_has_no_topic_of_its_own_any_more() -> None:
         decode(json_frame(b'{"v":1}', "stat/model"))
 
 
-def envelope(kind: str = "Update", **fields: Any) -> bytes:
-    packed: bytes = msgpack.packb({"v": 1, "type": kind, **fields})
+def envelope(**fields: Any) -> bytes:
+    packed: bytes = msgpack.packb({"v": 1, **fields})
     return packed
 
 
@@ -451,8 +475,6 @@ def envelope(kind: str = "Update", **fields: Any) -> bytes:
         (b"\x81\xa1v", "is not msgpack"),
         (msgpack.packb([1]), "is not a msgpack map"),
         (msgpack.packb({"v": 2}), "speaks protocol '2'"),
-        (msgpack.packb({"v": 1, "type": "ModelPart"}), "expected Update, got 'ModelPart'"),
-        (msgpack.packb({"v": 1, "type": ["Update"]}), "expected Update"),
         (msgpack.packb({1: 2}), "is not msgpack"),
         (envelope(), "Update.weight: Field required"),
         (envelope(weight=1.5), r"Update.weight"),
@@ -481,19 +503,19 @@ KEY_FIELDS: dict[str, Any] = {"run": "r", "version": 0, "digest": bytes.fromhex(
     ("blob", "reason"),
     [
         (b"", "is not msgpack"),
-        (wire.pack_update(UPDATE), "expected Keyframe, got 'Update'"),
-        (envelope("Keyframe", **KEY_FIELDS) + b"start", "Keyframe.start: does not stand behind the map"),
-        (envelope("Keyframe", **KEY_FIELDS, start=5) + b"start", "Keyframe.start"),
-        (envelope("Keyframe", **KEY_FIELDS, start=b"\0\0\5") + b"start", "Keyframe.start"),
-        (envelope("Keyframe", **KEY_FIELDS, start=b"\0\0\0\0\5") + b"start", "Keyframe.start"),
-        (envelope("Keyframe", **KEY_FIELDS, start=b"\0\0\0\0") + b"start", "Keyframe.start"),
-        (envelope("Keyframe", **KEY_FIELDS, start=b"\0\0\0\6") + b"start", "Keyframe.start"),
-        (envelope("Keyframe", **KEY_FIELDS, start=b"\xff\xff\xff\xff") + b"start", "Keyframe.start"),
-        (envelope("Keyframe", **KEY_FIELDS, start=b"\0\0\0\1"), "Keyframe.start"),
-        (envelope("Keyframe", **KEY_FIELDS | {"digest": A}, start=b"\0\0\0\5") + b"start", "a digest is bytes"),
-        (envelope("Keyframe", **KEY_FIELDS | {"digest": b"x" * 31}, start=b"\0\0\0\5") + b"start", "Keyframe.digest"),
-        (envelope("Keyframe", **KEY_FIELDS | {"run": "../r"}, start=b"\0\0\0\5") + b"start", "Keyframe.run"),
-        (envelope("Keyframe", **KEY_FIELDS | {"size": -1}, start=b"\0\0\0\5") + b"start", "Keyframe.size"),
+        (wire.pack_update(UPDATE), "Keyframe.start: does not stand behind the map"),
+        (envelope(**KEY_FIELDS) + b"start", "Keyframe.start: does not stand behind the map"),
+        (envelope(**KEY_FIELDS, start=5) + b"start", "Keyframe.start"),
+        (envelope(**KEY_FIELDS, start=b"\0\0\5") + b"start", "Keyframe.start"),
+        (envelope(**KEY_FIELDS, start=b"\0\0\0\0\5") + b"start", "Keyframe.start"),
+        (envelope(**KEY_FIELDS, start=b"\0\0\0\0") + b"start", "Keyframe.start"),
+        (envelope(**KEY_FIELDS, start=b"\0\0\0\6") + b"start", "Keyframe.start"),
+        (envelope(**KEY_FIELDS, start=b"\xff\xff\xff\xff") + b"start", "Keyframe.start"),
+        (envelope(**KEY_FIELDS, start=b"\0\0\0\1"), "Keyframe.start"),
+        (envelope(**KEY_FIELDS | {"digest": A}, start=b"\0\0\0\5") + b"start", "a digest is bytes"),
+        (envelope(**KEY_FIELDS | {"digest": b"x" * 31}, start=b"\0\0\0\5") + b"start", "Keyframe.digest"),
+        (envelope(**KEY_FIELDS | {"run": "../r"}, start=b"\0\0\0\5") + b"start", "Keyframe.run"),
+        (envelope(**KEY_FIELDS | {"size": -1}, start=b"\0\0\0\5") + b"start", "Keyframe.size"),
     ],
 )
 def test_what_is_no_keyframe_is_malformed_with_a_reason(blob: bytes, reason: str) -> None:
@@ -502,7 +524,7 @@ def test_what_is_no_keyframe_is_malformed_with_a_reason(blob: bytes, reason: str
 
 
 def test_what_a_keyframe_claims_in_its_head_is_not_what_stands_behind_it() -> None:
-    blob = envelope("Keyframe", **KEY_FIELDS, start=b"\0\0\0\5", plus=b"a lie") + b"start"
+    blob = envelope(**KEY_FIELDS, start=b"\0\0\0\5", plus=b"a lie") + b"start"
     assert wire.unpack_keyframe(blob).plus is None
 
 
@@ -584,7 +606,7 @@ def test_a_slot_out_of_bounds_is_malformed(frame: object) -> None:
 
 
 def test_a_blob_is_not_taken_for_one_of_another_kind() -> None:
-    with pytest.raises(Malformed, match="expected Update, got 'Keyframe'"):
+    with pytest.raises(Malformed, match=r"Update\.weight: Field required"):
         wire.unpack_update(wire.pack_keyframe(KEYFRAME))
 
 

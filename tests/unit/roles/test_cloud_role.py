@@ -43,4 +43,4 @@ def test_a_score_that_the_task_does_not_have_is_refused_before_the_run_begins(tm
         }
     )
     with pytest.raises(ConfigError, match=r"stop\.metric 'acuracy' is no score of this task.*'rmse'"):
-        cloud.run(config, lambda _node, _note: None, run_id="r", out=tmp_path)
+        cloud.run(config, lambda _node, _note: None, cloud.prepare(config))

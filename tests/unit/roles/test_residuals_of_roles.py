@@ -21,6 +21,7 @@ from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.transport.memory import MemoryBroker, MemoryLink
 
 EDGE, CLIENT = "cloud/a", "cloud/a/1"
+UPDATE = "a" * 16
 OWED = {"w": np.array([1, 2], dtype="f4")}
 
 
@@ -44,11 +45,11 @@ def owed(path: Path, parent: str) -> list[float] | None:
 def test_an_accepted_update_keeps_the_residual_of_its_own_device_and_of_no_other(tmp_path: Path) -> None:
     files = {path: residuals.path_of(tmp_path, path) for path in (CLIENT, "cloud/a/2")}
     for path in files.values():
-        residuals.save(residuals.pending(path), OWED, "r1", EDGE)
+        residuals.save(residuals.pending(path, UPDATE), OWED, "r1", EDGE)
     workshop = Workshop("line", {}, residual=files.__getitem__)
     try:
         process = Process(ignore, workshop=workshop)
-        shell(client(CLIENT), process).perform([Counted(work_id="w")])
+        shell(client(CLIENT), process).perform([Counted(work_id="w", payload=UPDATE)])
         assert owed(files[CLIENT], EDGE) == [1, 2]
         assert owed(files["cloud/a/2"], EDGE) is None
     finally:
@@ -58,7 +59,7 @@ def test_an_accepted_update_keeps_the_residual_of_its_own_device_and_of_no_other
 def test_a_workshop_that_keeps_nothing_is_told_in_vain() -> None:
     workshop = Workshop("line", {})
     try:
-        shell(client(CLIENT), Process(ignore, workshop=workshop)).perform([Counted(work_id="w")])
+        shell(client(CLIENT), Process(ignore, workshop=workshop)).perform([Counted(work_id="w", payload=UPDATE)])
     finally:
         workshop.close()
 

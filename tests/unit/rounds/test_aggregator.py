@@ -15,6 +15,7 @@ from hfl_mqtt.protocol.messages import (
     Decline,
     KeyPart,
     Kind,
+    Late,
     ModelPart,
     Moving,
     Phase,
@@ -30,9 +31,10 @@ from hfl_mqtt.protocol.messages import (
 )
 from hfl_mqtt.protocol.wire import MAX_HEAD, unpack_update
 from hfl_mqtt.rounds import cohort
-from hfl_mqtt.rounds.actions import Action, Send
-from hfl_mqtt.rounds.aggregator import Aggregator, Outcome
+from hfl_mqtt.rounds.actions import Action, Persist, Send
+from hfl_mqtt.rounds.aggregator import Aggregator
 from hfl_mqtt.rounds.ladder import CODECS
+from hfl_mqtt.rounds.open_round import Outcome
 from tests.unit.rounds.trees import (
     LOST,
     MATH,
@@ -109,7 +111,7 @@ def test_a_call_says_all_that_a_child_needs() -> None:
     call = cloud.begin(12, quorum=0.5, open_for_s=60.0)
     assert (call.run, call.round, call.phase, call.boot) == ("r", (12,), Phase.OPEN, 4)
     assert (call.asked, call.quorum, call.open_for_s, call.plan) == (3, 2, 60.0, PLAN)
-    assert (call.model.version, call.model.key, call.model.digest) == (0, 0, keyframe(weights(1.0)).digest)
+    assert (call.model.version, call.model.key, call.model.digest) == (0, 0, keyframe(weights(1.0)).digest[:16])
     assert cloud.is_open
 
 
@@ -249,6 +251,16 @@ def test_who_has_not_answered_is_reminded_ever_more_seldom() -> None:
     assert reminded_at == [10, 30, 70, 130, 190, 250, 310, 370]
 
 
+def test_who_says_that_it_trains_has_heard_the_call_and_is_not_reminded() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin(open_for_s=1000.0)
+    for child in (A, B):
+        cloud.hear(State(state=StateName.TRAINING, boot=1), child, 5.0)
+    assert [at for at in range(6, 100) if said(cloud.tick(float(at)), RoundCall)] == []
+    cloud.hear(State(state=StateName.READY, boot=1), A, 100.0)
+    assert [at for at in range(100, 200) if call in said(cloud.tick(float(at)), RoundCall)] == [130, 190]
+
+
 def test_nobody_is_reminded_when_all_have_answered() -> None:
     cloud = Cloud(A, B)
     call = cloud.begin(quorum=2)
@@ -382,6 +394,17 @@ def test_a_round_that_came_to_nothing_is_opened_once_more_as_another_attempt() -
 
 
 # ------------------------------------------------------------------ children that come and go
+
+
+def test_calls_of_a_run_are_numbered_in_the_order_in_which_they_were_opened() -> None:
+    cloud = Cloud(A)
+    numbers = []
+    for round_id in ((1, 1), (1, 2), (1, 1)):
+        call = cloud.begin(*round_id)
+        numbers.append(call.number)
+        assert closed(cloud.get(call, A, 1.0, 1, 1.0))
+    assert numbers == [0, 1, 2]
+    assert cloud.begin(1, 1, run="s").number == 0
 
 
 def test_a_child_that_joins_an_open_round_is_asked_too() -> None:
@@ -551,7 +574,7 @@ def test_after_the_close_a_child_without_a_receipt_gets_it_again() -> None:
     call = cloud.begin()
     cloud.get(call, A, 1.0, 1, 1.0)
     actions = cloud.get(call, A, 1.0, 1, 2.0)
-    assert (receipts(actions), notes(actions)) == ([(A, True, "")], ["late"])
+    assert (receipts(actions), notes(actions)) == ([(A, True, "")], ["duplicate"])
 
 
 def test_an_update_that_comes_too_late_is_told_so() -> None:
@@ -579,7 +602,7 @@ def test_an_update_from_another_model_is_refused() -> None:
     cloud = Cloud(A)
     call = cloud.begin()
     (part,) = update_parts(call, weights(1.0), 1)
-    actions = cloud.hear(replace(part, base="0" * 64), A, 1.0)
+    actions = cloud.hear(replace(part, base="0" * 16), A, 1.0)
     assert receipts(actions) == [(A, False, "foreign base: this update starts from another model")]
 
 
@@ -655,12 +678,31 @@ def test_bytes_that_are_no_update_are_refused() -> None:
     cloud = Cloud(A)
     call = cloud.begin()
     (part,) = update_parts(call, weights(1.0), 1)
-    actions = cloud.hear(replace(part, blob="0" * 64), A, 1.0)
-    assert receipts(actions) == [(A, False, "a blob does not hash to its name")]
-    junk = replace(part, data=b"junk", size=4, blob=digest(b"junk"))
+    junk = replace(part, data=b"junk", size=4, blob=digest(b"junk")[:16])
     ((_, accepted, reason),) = receipts(cloud.hear(junk, A, 2.0))
     assert not accepted
     assert reason.startswith("Update is not a msgpack map")
+
+
+def test_an_update_that_was_changed_on_its_way_is_asked_for_again_but_not_for_ever() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin()
+    (part,) = update_parts(call, weights(1.0), 1)
+    changed = replace(part, data=bytes(len(part.data)))
+    for _ in range(3):
+        actions = cloud.hear(changed, A, 1.0)
+        assert notes(actions) == ["corrupted"]
+        assert said(actions, Want) == [Want(blob=part.blob, parts=(0,))]
+    assert receipts(cloud.hear(changed, A, 1.0)) == [(A, False, "a blob does not hash to its name")]
+
+
+def test_an_update_that_comes_whole_the_second_time_counts() -> None:
+    cloud = Cloud(A)
+    call = cloud.begin()
+    (part,) = update_parts(call, weights(1.0), 1)
+    cloud.hear(replace(part, data=bytes(len(part.data))), A, 1.0)
+    assert receipts(cloud.hear(part, A, 2.0)) == [(A, True, "")]
+    assert moved(cloud.result()) == [1.0]
 
 
 def test_a_score_that_cannot_be_added_is_refused_and_adds_nothing() -> None:
@@ -813,7 +855,7 @@ def test_nothing_of_a_round_is_kept_after_it() -> None:
 
 
 def announced(call: RoundCall, sender: str, size: int = 1000, count: int = 1) -> Announce:
-    blob = digest(sender.encode())
+    blob = digest(sender.encode())[:16]
     return Announce(run=call.run, round=call.round, base=call.model.digest[:16], blob=blob, size=size, count=count)
 
 
@@ -1052,12 +1094,12 @@ def test_a_part_that_there_is_not_is_not_given() -> None:
 
 def test_after_a_new_session_the_retained_is_said_again() -> None:
     cloud = large(A)
-    assert cloud.connected(session_present=False) == []  # nothing was called yet
+    assert cloud.connected(session_present=False, now=1.0) == []  # nothing was called yet
     cloud.downlink.move({"w": np.ones(500, np.float32)})
     cloud.downlink.show(quick(), 0)
     call = cloud.begin()
-    assert cloud.connected(session_present=True) == []
-    actions = cloud.connected(session_present=False)
+    assert cloud.connected(session_present=True, now=1.0) == []
+    actions = cloud.connected(session_present=False, now=1.0)
     assert [type(action.message) for action in of(actions, Send)] == [KeyPart, ModelPart, RoundCall]
     assert said(actions, RoundCall) == [call]
 
@@ -1079,7 +1121,7 @@ def test_finish_tells_the_children_that_the_run_is_over() -> None:
     cloud.begin()
     assert [call.phase for call in said(cloud.finish("r"), RoundCall)] == [Phase.CLOSED, Phase.FINISHED]
     assert cloud.finish("another") == []
-    assert said(cloud.connected(session_present=False), RoundCall)[0].phase is Phase.FINISHED
+    assert said(cloud.connected(session_present=False, now=1.0), RoundCall)[0].phase is Phase.FINISHED
 
 
 def test_a_clock_that_jumps_back_only_makes_it_wait() -> None:
@@ -1156,3 +1198,303 @@ def test_parts_are_moving_below_while_they_come_up_or_a_child_says_that_they_com
     first, *_ = update_parts(call, weights(1.0), 1, part_size=20)
     cloud.hear(first, B, 50.0)
     assert [cloud.moving_since(now) for now in (50.0, 80.0, 80.1)] == [50.0, 80.0, None]
+
+
+# ------------------------------------------------------------------ late updates
+
+
+def late_cloud(*children: str, **tier: Any) -> tuple[Cloud, RoundCall, RoundCall]:
+    """Return a cloud in its second round, the first of which closed with one update of the last child."""
+    cloud = Cloud(*children)
+    tier = {"quorum": 1, "grace_s": 0.0, "late": Late.NEXT, **tier}
+    first = cloud.begin(1, **tier)
+    assert closed(cloud.get(first, children[-1], 1.0, 1, 1.0))
+    return cloud, first, cloud.begin(2, now=1.0, **{**tier, "quorum": 2})
+
+
+def test_a_late_update_joins_the_open_round_as_its_senders_answer() -> None:
+    cloud, first, second = late_cloud(A, B)
+    actions = cloud.get(first, A, 3.0, 1, 2.0)
+    (receipt,) = said(actions, Receipt)
+    assert (receipt.accepted, receipt.round, receipt.joined) == (True, (1,), (2,))
+    found = noted(actions, "accepted")
+    assert (found["round"], found["of"], found["late"], found["staleness"]) == ("g2", "g1", True, 1)
+    assert closed(cloud.get(second, B, 1.0, 1, 3.0))
+    assert moved(cloud.result()) == [2.0]
+
+
+def test_a_late_update_that_comes_again_counts_once_and_is_told_where() -> None:
+    cloud, first, second = late_cloud(A, B)
+    cloud.get(first, A, 3.0, 1, 2.0)
+    (again,) = said(cloud.get(first, A, 3.0, 1, 2.0), Receipt)
+    assert (again.accepted, again.joined) == (True, (2,))
+    cloud.get(second, B, 1.0, 1, 3.0)
+    cloud.begin(3, late=Late.NEXT)
+    (later,) = said(cloud.get(first, A, 3.0, 1, 4.0), Receipt)
+    assert (later.accepted, later.joined) == (True, (2,))
+    assert cloud.result().accepted == {A: 1, B: 1}
+
+
+def test_a_discounted_update_moves_the_model_by_its_share_while_all_its_samples_count() -> None:
+    cloud, first, second = late_cloud(A, B, late=Late.DISCOUNT, staleness_exponent=1.0)
+    found = noted(cloud.get(first, A, 6.0, 10, 2.0), "accepted")
+    assert (found["weight"], found["share"]) == (10, 0.5)
+    cloud.get(second, B, 0.0, 10, 3.0)
+    assert moved(cloud.result()) == [1.5]  # (5 x 6 + 10 x 0) / 20
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 2.0])
+def test_an_update_of_the_open_round_counts_whole(exponent: float) -> None:
+    cloud, _, second = late_cloud(A, B, late=Late.DISCOUNT, staleness_exponent=exponent)
+    cloud.get(second, A, 2.0, 10, 2.0)
+    cloud.get(second, B, 4.0, 10, 3.0)
+    assert moved(cloud.result()) == [3.0]
+
+
+def test_an_update_of_more_rounds_ago_than_the_tier_allows_is_refused() -> None:
+    cloud, first, second = late_cloud(A, B, C, max_staleness=1)
+    cloud.get(second, B, 1.0, 1, 2.0)
+    assert closed(cloud.get(second, C, 1.0, 1, 2.0))
+    third = cloud.begin(3, late=Late.NEXT, max_staleness=1)
+    actions = cloud.get(first, A, 1.0, 1, 3.0)
+    assert receipts(actions) == [(A, False, "too old: g1 is none of the 1 rounds before g3")]
+    assert receipts(cloud.get(third, A, 1.0, 1, 4.0)) == [(A, True, "")]  # and it answers the round itself
+
+
+def test_where_late_updates_are_dropped_they_are_told_so() -> None:
+    cloud, first, _ = late_cloud(A, B, late=Late.DROP)
+    assert receipts(cloud.get(first, A, 1.0, 1, 2.0)) == [(A, False, "too late: g1 is closed")]
+
+
+def test_a_late_update_is_held_while_no_round_is_open_and_joins_the_next() -> None:
+    cloud, first, second = late_cloud(A, B)
+    cloud.get(second, A, 1.0, 1, 2.0)
+    assert closed(cloud.get(second, B, 1.0, 1, 2.0))
+    cloud.hear(READY, C, 2.0)
+    held = cloud.get(first, C, 1.0, 1, 3.0)
+    assert (receipts(held), notes(held)) == ([], ["held"])
+    cloud.begin(3, late=Late.NEXT)
+    assert receipts(cloud.get(first, C, 1.0, 1, 4.0)) == [(C, True, "")]
+
+
+def test_a_second_update_for_one_round_is_held_for_the_next() -> None:
+    cloud, first, second = late_cloud(A, B, C)
+    cloud.get(first, A, 1.0, 1, 2.0)
+    held = cloud.get(second, A, 5.0, 1, 2.0)
+    assert (receipts(held), notes(held)) == ([], ["held"])
+    assert closed(cloud.get(second, B, 1.0, 1, 3.0)) or closed(cloud.tick(4.0))
+    cloud.begin(3, late=Late.NEXT)
+    assert noted(cloud.get(second, A, 5.0, 1, 5.0), "accepted")["staleness"] == 1
+
+
+def test_a_late_update_is_not_judged_by_its_base_for_an_edge_goes_on_with_a_model_of_its_own() -> None:
+    cloud, first, _ = late_cloud(A, B)
+    (part,) = update_parts(first, weights(1.0), 1)
+    assert receipts(cloud.hear(replace(part, base="5" * 16), A, 2.0)) == [(A, True, "")]
+
+
+def test_a_late_update_that_cannot_be_added_does_not_stand_for_its_senders_answer() -> None:
+    cloud, first, second = late_cloud(A, B)
+    (junk,) = update_parts(first, b"junk", 1)
+    assert not receipts(cloud.hear(junk, A, 2.0))[0][1]
+    assert receipts(cloud.get(second, A, 1.0, 1, 3.0)) == [(A, True, "")]
+
+
+def test_no_late_update_joins_a_round_that_evaluates() -> None:
+    cloud = Cloud(A, B)
+    first = cloud.begin(1, quorum=1, grace_s=0.0, late=Late.NEXT)
+    cloud.get(first, B, 1.0, 1, 1.0)
+    cloud.begin(2, plan=EVALUATE, late=Late.NEXT)
+    assert receipts(cloud.get(first, A, 1.0, 1, 2.0)) == [(A, False, "too late: g1 is closed")]
+
+
+def test_parts_that_came_before_the_close_serve_in_the_next_round() -> None:
+    cloud = Cloud(A, B, model=weights(*range(100)))
+    first = cloud.begin(1, quorum=1, grace_s=0.0, late=Late.NEXT)
+    parts = update_parts(first, weights(*(1 / (1 + place) for place in range(100))), 1, part_size=60)
+    cloud.hear(parts[0], A, 1.0)
+    (part,) = update_parts(first, weights(*([1.0] * 100)), 1)
+    assert closed(cloud.hear(part, B, 1.0))
+    cloud.begin(2, quorum=1, grace_s=0.0, late=Late.NEXT, now=1.0)
+    for part in parts[1:]:
+        actions = cloud.hear(part, A, 2.0)
+    assert receipts(actions) == [(A, True, "")]
+
+
+def test_a_buffer_that_is_full_closes_its_round_at_once() -> None:
+    cloud = Cloud(A, B, C)
+    call = cloud.begin(quorum=2, grace_s=0.0, late=Late.DISCOUNT)  # what `mode: async` is
+    cloud.get(call, A, 1.0, 1, 1.0)
+    assert closed(cloud.get(call, B, 1.0, 1, 1.0))
+
+
+# ------------------------------------------------------------------ after a crash
+
+
+class Vault:
+    """What an aggregator persisted, and its next lives."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+
+    def take(self, actions: list[Action]) -> list[Action]:
+        for action in of(actions, Persist):
+            for key, value in action.changes.items():
+                if value is None:
+                    self.held.pop(key, None)
+                else:
+                    self.held[key] = bytes(value)
+        return actions
+
+    def next_life(self, now: float = 0.0, boot: int = 2) -> tuple[Aggregator, list[Action]]:
+        cloud = Aggregator(path="cloud", arithmetic=MATH, boot=boot, saved=dict(self.held))
+        return cloud, self.take(cloud.start(now))
+
+
+def crashed(*children: str, **tier: Any) -> tuple[Vault, RoundCall, Cloud]:
+    """Return what an aggregator leaves that was killed in its first round, with one update of the first child."""
+    vault, cloud = Vault(), Cloud()
+    vault.take(cloud.downlink.begin(keyframe(weights(1.0))))
+    for child in children:
+        cloud.hear(READY, child, 0.0)
+    tier = {"quorum": 1.0, **tier}
+    actions = cloud.open(run="r", round_id=(1,), plan=PLAN, tier=quick(**tier), seed=0, now=0.0)
+    (call,) = said(vault.take(actions), RoundCall)
+    vault.take(cloud.get(call, children[0], 4.0, 3, 1.0))
+    return vault, call, cloud
+
+
+def test_after_a_crash_the_round_goes_on_with_the_call_and_the_updates_it_had() -> None:
+    vault, call, _ = crashed(A, B)
+    cloud, restored = vault.next_life(now=100.0)
+    assert noted(restored, "restored")["updates"].keys() == {A}
+    assert said(cloud.connected(session_present=True, now=101.0), RoundCall) == [call]
+    (part,) = update_parts(call, weights(-4.0), 1)
+    assert closed(cloud.hear(part, B, 102.0))
+    outcome = cloud.take_outcome()
+    assert outcome is not None
+    assert moved(outcome) == [2.0]  # (3 x 4 - 1 x 4) / 4
+    assert outcome.accepted == {A: 3, B: 1}
+
+
+def test_who_was_asked_before_the_crash_is_waited_for_until_something_else_is_heard() -> None:
+    vault, _, _ = crashed(A, B, quorum=1)
+    cloud, _ = vault.next_life()
+    cloud.connected(session_present=True, now=0.0)
+    assert cloud.is_open
+    assert cloud.present == [A, B]
+    assert closed(cloud.hear(replace(LOST, boot=1), B, 0.1))
+
+
+def test_a_round_that_had_its_quorum_before_the_crash_has_its_grace_once_more() -> None:
+    vault, _, _ = crashed(A, B, quorum=1, grace_s=2.0)
+    cloud, _ = vault.next_life(now=50.0)
+    cloud.connected(session_present=True, now=60.0)
+    assert cloud.is_open
+    assert cloud.next_deadline == 62.0
+    assert closed(cloud.tick(62.0))
+
+
+def test_who_joined_the_round_before_the_crash_is_waited_for_too() -> None:
+    vault, call, before = crashed(A, B)
+    vault.take(before.hear(READY, C, 1.0))
+    cloud, _ = vault.next_life()
+    (part,) = update_parts(call, weights(-4.0), 1)
+    assert not closed(cloud.hear(part, B, 1.0))
+    assert closed(cloud.hear(part, C, 1.0))
+
+
+def test_an_update_whose_receipt_a_crash_swallowed_has_it_when_it_comes_again() -> None:
+    vault, call, _ = crashed(A, B)
+    cloud, _ = vault.next_life()
+    (part,) = update_parts(call, weights(4.0), 3)
+    actions = cloud.hear(part, A, 1.0)
+    assert (receipts(actions), notes(actions)) == ([(A, True, "")], ["duplicate"])
+
+
+def test_while_the_own_link_is_down_no_deadline_passes() -> None:
+    vault, call, _ = crashed(A, B)
+    cloud, _ = vault.next_life(now=0.0)
+    assert cloud.next_deadline is None  # not connected yet
+    cloud.connected(session_present=True, now=500.0)
+    assert not closed(cloud.tick(509.9))
+    cloud.lost(509.9)
+    assert cloud.tick(600.0) == []
+    cloud.connected(session_present=True, now=600.0)
+    assert not closed(cloud.tick(600.05))
+    assert closed(cloud.tick(600.2))
+    assert call.open_for_s == 10.0
+
+
+def test_after_a_crash_the_newest_delta_is_said_again_and_where_the_session_is_gone_the_keyframe_too() -> None:
+    vault, before = Vault(), Cloud(A)
+    vault.take(before.downlink.begin(keyframe(weights(*range(100)))))
+    before.downlink.move(weights(*range(100)))
+    vault.take(before.downlink.show(quick(), 0)[0])
+    vault.take(before.open(run="r", round_id=(1,), plan=PLAN, tier=quick(), seed=0, now=0.0))
+    for is_there, keys in ((True, 0), (False, 1)):
+        cloud, _ = vault.next_life()
+        actions = cloud.connected(session_present=is_there, now=1.0)
+        assert (len(said(actions, ModelPart)), len(said(actions, KeyPart))) == (1, keys)
+        assert cloud.connected(session_present=True, now=2.0) == []
+
+
+def test_a_round_whose_model_cannot_be_read_is_given_up_and_nothing_is_left_of_it() -> None:
+    vault, _, _ = crashed(A, B)
+    vault.held["chain/key"] = b"worn out"
+    cloud, actions = vault.next_life()
+    assert notes(actions) == ["unreadable", "unreadable"]
+    assert not cloud.is_open
+    assert vault.held == {}
+
+
+def test_an_update_that_cannot_be_read_any_more_is_asked_for_again() -> None:
+    vault, call, _ = crashed(A, B)
+    vault.held["down/update/cloud/a"] = b"worn out"
+    cloud, actions = vault.next_life()
+    assert notes(actions) == ["unreadable", "restored"]
+    (part,) = update_parts(call, weights(4.0), 3)
+    assert receipts(cloud.hear(part, A, 1.0)) == [(A, True, "")]
+
+
+def test_a_former_life_of_another_run_leaves_no_receipts() -> None:
+    vault, _, before = crashed(A)
+    assert f"down/receipts/{A}" in vault.held
+    vault.take(before.finish("r"))
+    vault.take(before.open(run="s", round_id=(1,), plan=PLAN, tier=quick(), seed=0, now=9.0))
+    assert set(vault.held) == {"chain/key", "down/round"}
+
+
+def test_a_round_that_is_opened_once_more_after_it_was_closed_counts_its_updates_anew() -> None:
+    vault, call, before = crashed(A)
+    assert not before.is_open
+    actions = vault.take(before.open(run="r", round_id=(1,), plan=PLAN, tier=quick(), seed=0, now=9.0))
+    assert noted(actions, "undone")["round"] == "g1"
+    (part,) = update_parts(call, weights(4.0), 3)
+    assert receipts(before.hear(part, A, 10.0)) == [(A, True, "")]
+    assert closed(before.tick(100.0)) or not before.is_open
+
+
+def test_a_closed_round_stands_in_the_note_of_the_next_life_for_the_crash_may_have_hidden_it() -> None:
+    vault, _, _ = crashed(A)
+    _, actions = vault.next_life()
+    found = noted(actions, "restored")
+    assert (found["phase"], found["closed_round"], found["updates"]) == ("closed", "g1", {})
+    assert found["closed"].keys() == {A}
+
+
+# ------------------------------------------------------------------ two boards of one name
+
+
+def test_boots_that_go_back_and_forth_are_two_boards_of_one_name() -> None:
+    cloud = Cloud()
+    said_at = [(5, False), (9, False), (5, False), (9, True), (5, True)]
+    for boot, is_told in said_at:
+        actions = cloud.hear(State(state=StateName.READY, boot=boot), A, 0.0)
+        assert ("cloned" in notes(actions)) is is_told
+
+
+def test_a_board_that_restarts_or_was_set_up_anew_is_no_clone() -> None:
+    cloud = Cloud()
+    for boot in (1, 2, 3, 1, 2, 3, 4):
+        assert "cloned" not in notes(cloud.hear(State(state=StateName.READY, boot=boot), A, 0.0))

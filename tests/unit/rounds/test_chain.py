@@ -13,13 +13,13 @@ from hfl_mqtt.learning.weights import digest
 from hfl_mqtt.protocol.blobs import Cut, next_digest
 from hfl_mqtt.protocol.messages import AUTO, KeyPart, ModelPart, Piece, Tier, WantModel
 from hfl_mqtt.protocol.wire import decode, encode, unpack_keyframe
-from hfl_mqtt.rounds.actions import Action, ClearSlots
+from hfl_mqtt.rounds.actions import Action, ClearSlots, Persist
 from hfl_mqtt.rounds.arithmetic import MAX_DELTAS
 from hfl_mqtt.rounds.chain import Chain
 from hfl_mqtt.rounds.downlink import Downlink
 from hfl_mqtt.rounds.ladder import choose
 from hfl_mqtt.rounds.offer import Offer
-from tests.unit.rounds.trees import MATH, keyframe, notes, of, offered, said, values, weights
+from tests.unit.rounds.trees import MATH, keyframe, noted, notes, of, offered, said, values, weights
 
 RAW = Tier(downlink="raw")
 FLOATS_A_PART = 256 * 1024 // 4
@@ -115,7 +115,7 @@ def test_keyframe_and_deltas_lie_in_slots_of_their_own() -> None:
     assert slots(offer.push(b"one")) == [(0, 1, 0)]
     assert slots(offer.push(b"two")) == [(1, 2, 0)]
     assert slots(offer.show()) == [(0, 1, 0), (1, 2, 0)]
-    assert (offer.manifest.version, offer.manifest.key, offer.manifest.digest) == (2, 0, offer.chain.digest)
+    assert (offer.manifest.version, offer.manifest.key, offer.manifest.digest) == (2, 0, offer.chain.digest[:16])
 
 
 def test_what_is_larger_than_a_part_lies_in_several_slots() -> None:
@@ -282,4 +282,69 @@ def test_a_parents_delta_is_passed_on_as_it_is() -> None:
     downlink = begun(weights(1.0))
     cut = Cut.of(MATH.encode(weights(2.0), "raw", 0))
     (part,) = said(downlink.follow(cut), ModelPart)
-    assert (part.blob, part.data) == (cut.digest, cut.blob)
+    assert (part.blob, part.data) == (cut.name, cut.blob)
+
+
+# ------------------------------------------------------------------ from one life to the next
+
+
+def put_down(held: dict[str, bytes], actions: Iterable[Action]) -> None:
+    for action in of(actions, Persist):
+        for key, value in action.changes.items():
+            held.pop(key, None)
+            held |= {key: bytes(value)} if value is not None else {}
+
+
+def lived(steps: int, tier: Tier) -> tuple[Downlink, dict[str, bytes]]:
+    """Return a way down after some steps, and what it persisted."""
+    downlink, held = Downlink(MATH), dict[str, bytes]()
+    put_down(held, downlink.begin(keyframe(noise(0))))
+    for step in range(steps):
+        downlink.move(noise(step + 1))
+        put_down(held, downlink.show(tier, step)[0])
+    return downlink, held
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 30])
+def test_a_next_life_has_the_same_chain_and_goes_on_to_the_same_bits(steps: int) -> None:
+    tier = Tier(downlink="int8 | zstd")
+    before, held = lived(steps, tier)
+    after = Downlink(MATH, saved=held)
+    for downlink in (before, after):
+        downlink.move(noise(99))
+        downlink.show(tier, 99)
+    assert chain_of(after).manifest == chain_of(before).manifest
+    assert model_of(after)["w"].tobytes() == model_of(before)["w"].tobytes()
+    assert after.lag["w"].tobytes() == before.lag["w"].tobytes()
+
+
+def test_what_a_keyframe_takes_the_place_of_is_put_down_no_longer() -> None:
+    few, many = (lived(steps, RAW)[1] for steps in (3, 100))
+    assert len(many) <= 4
+    assert sum(map(len, many.values())) < 2 * sum(map(len, few.values()))
+
+
+def test_a_lag_that_was_dropped_from_outside_is_put_down_with_the_next_delta() -> None:
+    downlink, held = lived(1, Tier(downlink="int8"))
+    assert "chain/lag" in held
+    downlink.lag = None
+    put_down(held, downlink.follow(Cut.of(MATH.encode(noise(7), "raw", 0))))
+    assert "chain/lag" not in held
+
+
+@pytest.mark.parametrize("lost", ["chain/key", "chain/link/000001"])
+def test_a_chain_with_a_gap_is_none_and_what_is_left_of_it_is_deleted(lost: str) -> None:
+    _, held = lived(2, Tier(downlink="int8"))
+    del held[lost]
+    after = Downlink(MATH, saved=held)
+    assert after.chain is None
+    assert len(after.unreadable) == 1
+    put_down(held, after.flush())
+    assert held == {}
+
+
+def test_a_delta_says_what_it_leads_from_and_to() -> None:
+    downlink = begun(noise(0))
+    downlink.move(noise(1))
+    fields = noted(downlink.show(RAW, 0)[0], "delta")
+    assert (fields["base"], fields["digest"]) == (keyframe(noise(0)).digest[:16], chain_of(downlink).digest[:16])

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfl_mqtt.learning.contracts import Weights
-from hfl_mqtt.protocol.messages import Phase, Plan, Receipt, RoundCall, UpdatePart
+from hfl_mqtt.protocol.messages import Buffer, Phase, Plan, Receipt, RoundCall, UpdatePart
 from hfl_mqtt.protocol.topics import parent
 from hfl_mqtt.protocol.wire import unpack_update
-from hfl_mqtt.rounds.actions import Action, Connected, KeepResidual, Received
+from hfl_mqtt.rounds.actions import Action, Connected, Persist, Received
 from hfl_mqtt.rounds.edge import EdgeNode
 from hfl_mqtt.transport.faults import Faults
 from tests.unit.rounds.farms import DEEP, LOSSY, TREE, Deaths, Farms, reap
-from tests.unit.rounds.trees import MATH, READY, info, key_parts, of, offered, quick, said, update_parts
+from tests.unit.rounds.trees import MATH, READY, info, key_parts, noted, of, offered, quick, said, update_parts
 
 CODEC = "stc(0.1)"
 #: Up and down.
@@ -155,7 +155,7 @@ def test_all_that_was_learned_is_in_the_model_in_a_residual_or_still_to_come(
     for _, _, _, bits in farms.seen:
         learned += 0.5 * (farms.goal("cloud/a/1")["w"] - np.frombuffer(bits, np.float32).astype(np.float64))
     assert len(farms.seen) == 6 * edge_rounds
-    held = farms.cloud.weights["w"] + lag["w"] + farms.left["cloud/a/1"]["w"] + farms.residuals["cloud/a"][1]["w"]
+    held = farms.cloud.weights["w"] + lag["w"] + farms.left["cloud/a/1"]["w"] + residual(farms, "cloud/a")["w"]
     np.testing.assert_allclose(held, learned, atol=1e-4)
 
 
@@ -176,6 +176,15 @@ def test_what_an_edge_has_not_told_its_children_of_the_clouds_model_is_still_to_
 
 
 # ------------------------------------------------------------------ the residual of an edge
+
+
+def residual(farms: Farms, path: str) -> Weights:
+    """Return what coding cut off from an edge's updates so far."""
+    shell = farms.places[path].shell
+    assert shell is not None
+    assert isinstance(shell.node, EdgeNode)
+    left: Weights = shell.node.drift.residual
+    return left
 
 
 EDGE, PI = "cloud/a", "cloud/a/i"
@@ -199,14 +208,28 @@ def cut_off(delta: Weights) -> Weights:
 class Farm:
     """An edge with one child that sends exactly, under a cloud that wants a tenth of the numbers."""
 
-    def __init__(self, residual: tuple[str, Any] | None = None) -> None:
-        self.node = EdgeNode(path=EDGE, boot=1, info=info("edge"), arithmetic=MATH, residual=residual)
-        self.node.handle(Connected(), 0.0)
-        self.node.handle(Received(message=READY, sender=PI), 0.0)
+    def __init__(self, vault: dict[str, Buffer] | None = None) -> None:
+        self.vault: dict[str, Buffer] = dict(vault or {})
+        self.node = EdgeNode(path=EDGE, boot=1, info=info("edge"), arithmetic=MATH, saved=dict(self.vault))
+        self.keep(self.node.start(0.0))
+        self.keep(self.node.handle(Connected(), 0.0))
+        self.hear(READY, PI)
         self.call: RoundCall | None = None
 
+    @property
+    def residual(self) -> Weights | None:
+        left: Weights | None = self.node.drift.residual
+        return left
+
+    def keep(self, actions: list[Action]) -> list[Action]:
+        for persist in of(actions, Persist):
+            self.vault.update({key: value for key, value in persist.changes.items() if value is not None})
+            for key in [key for key, value in persist.changes.items() if value is None]:
+                self.vault.pop(key, None)
+        return actions
+
     def hear(self, message: Any, sender: str = "cloud") -> list[Action]:
-        return self.node.handle(Received(message=message, sender=sender), 0.0)
+        return self.keep(self.node.handle(Received(message=message, sender=sender), 0.0))
 
     def learn(self, number: int, delta: Weights, run: str = "r", codec: str = CODEC) -> Weights:
         """Let the child learn so much in a round; return what goes up of it."""
@@ -238,11 +261,16 @@ def same(a: Weights, b: Weights) -> bool:
     return np.array_equal(a["w"], b["w"])
 
 
+def is_cut_off(left: Weights | None, delta: Weights) -> bool:
+    return left is not None and same(left, cut_off(delta))
+
+
 def test_what_an_edge_cuts_off_goes_up_with_its_next_update() -> None:
     farm = Farm()
     assert same(farm.learn(1, noise(1)), coded(noise(1)))
-    (kept,) = of(farm.receipt(), KeepResidual)
-    assert (kept.run, same(kept.residual, cut_off(noise(1)))) == ("r", True)
+    assert farm.residual is None, "it has no receipt yet"
+    farm.receipt()
+    assert is_cut_off(farm.residual, noise(1))
     assert same(farm.learn(2, noise(2)), coded(MATH.add(noise(2), cut_off(noise(1)))))
 
 
@@ -254,17 +282,18 @@ def test_an_update_that_did_not_count_leaves_the_residual_as_it_was(how: str) ->
     farm.learn(2, noise(2))
     assert farm.call is not None
     if how == "refused":
-        assert of(farm.receipt(accepted=False), KeepResidual) == []
+        farm.receipt(accepted=False)
     elif how == "closed":
         farm.hear(replace(farm.call, phase=Phase.CLOSED))
+    assert is_cut_off(farm.residual, noise(1))
     assert same(farm.learn(3, noise(3)), coded(MATH.add(noise(3), cut_off(noise(1)))))
 
 
 def test_a_receipt_heard_twice_keeps_the_residual_once() -> None:
     farm = Farm()
     farm.learn(1, noise(1))
-    assert len(of(farm.receipt(), KeepResidual)) == 1
-    assert of(farm.receipt(), KeepResidual) == []
+    farm.receipt()
+    farm.receipt()
     assert same(farm.learn(2, noise(2)), coded(MATH.add(noise(2), cut_off(noise(1)))))
 
 
@@ -273,28 +302,49 @@ def test_a_new_run_begins_without_a_residual() -> None:
     farm.learn(1, noise(1))
     farm.receipt()
     assert same(farm.learn(1, noise(2), run="s"), coded(noise(2)))
-    (kept,) = of(farm.receipt(), KeepResidual)
-    assert (kept.run, same(kept.residual, cut_off(noise(2)))) == ("s", True)
+    farm.receipt()
+    assert is_cut_off(farm.residual, noise(2))
+    assert len([key for key in farm.vault if key.startswith("edge/left/")]) == 1, "the other run's is swept"
 
 
 def test_an_edge_that_was_killed_goes_on_with_the_residual_that_it_kept() -> None:
-    assert same(Farm(residual=("r", noise(5))).learn(2, noise(1)), coded(MATH.add(noise(1), noise(5))))
+    farm = Farm()
+    farm.learn(1, noise(5))
+    farm.receipt()
+    assert same(Farm(farm.vault).learn(2, noise(1)), coded(MATH.add(noise(1), cut_off(noise(5)))))
 
 
-@pytest.mark.parametrize(
-    "kept", [("other", noise(5)), ("r", {"w": np.ones(7, np.float32)}), ("r", {"v": np.ones(100)})]
-)
-def test_a_residual_of_another_run_or_model_is_dropped(kept: tuple[str, Any]) -> None:
-    assert same(Farm(residual=kept).learn(2, noise(1)), coded(noise(1)))
+def test_an_edge_that_was_killed_before_the_receipt_keeps_what_was_cut_off_when_it_comes() -> None:
+    farm = Farm()
+    farm.learn(1, noise(5))
+    again = Farm(farm.vault)
+    again.call = farm.call
+    assert again.residual is None
+    again.receipt()
+    assert is_cut_off(again.residual, noise(5))
+
+
+def test_numbers_that_cannot_be_read_are_dropped_and_said_so() -> None:
+    farm = Farm()
+    farm.learn(1, noise(5))
+    farm.receipt()
+    (name,) = [key for key in farm.vault if key.startswith("edge/left/")]
+    damaged = EdgeNode(path=EDGE, boot=2, info=info("edge"), arithmetic=MATH, saved={**farm.vault, name: b"no delta"})
+    actions = damaged.start(0.0)
+    assert noted(actions, "unreadable")["key"].startswith("edge: ")
+    assert of(actions, Persist)[-1].changes[name] is None
+    assert damaged.drift.residual is None
 
 
 def test_an_update_that_loses_nothing_takes_the_residual_with_it() -> None:
-    farm = Farm(residual=("r", noise(5)))
-    assert same(farm.learn(1, noise(1), codec="raw"), MATH.add(noise(1), noise(5)))
-    (kept,) = of(farm.receipt(), KeepResidual)
-    assert kept.residual is None
-    assert same(farm.learn(2, noise(2), codec="raw"), noise(2))
-    assert of(farm.receipt(), KeepResidual) == [], "nothing new to keep"
+    farm = Farm()
+    farm.learn(1, noise(5))
+    farm.receipt()
+    left = MATH.add(noise(1), cut_off(noise(5)))
+    assert same(farm.learn(2, noise(1), codec="raw"), left)
+    farm.receipt()
+    assert farm.residual is None
+    assert same(farm.learn(3, noise(2), codec="raw"), noise(2))
 
 
 def test_in_a_whole_federation_a_killed_edge_takes_up_its_residual_again() -> None:
@@ -309,5 +359,5 @@ def test_in_a_whole_federation_a_killed_edge_takes_up_its_residual_again() -> No
         assert (path, f"r/g{round_id[0]}.e1") in counted
         if is_last:  # what was done for the edge that died was done again for the new one
             learned += 0.5 * (farms.goal("cloud/a/1")["w"] - np.frombuffer(bits, np.float32).astype(np.float64))
-    held = farms.cloud.weights["w"] + farms.left["cloud/a/1"]["w"] + farms.residuals["cloud/a"][1]["w"]
+    held = farms.cloud.weights["w"] + farms.left["cloud/a/1"]["w"] + residual(farms, "cloud/a")["w"]
     np.testing.assert_allclose(held, learned, atol=1e-4)

@@ -88,10 +88,11 @@ def test_a_restarted_edge_offers_another_chain_that_leads_to_the_same_model() ->
     assert had_the_clouds_model(farms) == set(range(1, 9))
 
 
-def test_a_restarted_edge_that_coded_its_own_deltas_breaks_the_chain_and_mends_it() -> None:
+def test_an_edge_that_coded_its_own_deltas_and_lost_its_disk_breaks_the_chain_and_mends_it() -> None:
     farms = farm(edge_rounds=2, rounds=6)
     farms.start()
     farms.at(4.5, lambda: farms.kill("cloud/a"))
+    farms.at(4.6, lambda: farms.wipe("cloud/a"))
     farms.at(5.0, lambda: farms.start_node("cloud/a"))
     end = farms.run(until_s=100_000)
     assert end is not None

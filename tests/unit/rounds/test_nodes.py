@@ -219,7 +219,7 @@ def test_every_version_is_saved_before_anybody_hears_of_it() -> None:
     known: set[str] = set()
     for action in tree.actions("cloud"):
         if isinstance(action, Save):
-            known.add(action.digest)
+            known.add(action.digest[:16])
         elif isinstance(action, Send) and isinstance(action.message, RoundCall):
             assert action.message.model.digest in known
         elif isinstance(action, Send) and isinstance(action.message, ModelPart):
@@ -692,26 +692,26 @@ def test_a_node_says_who_it_is_when_it_leaves() -> None:
     assert node.start(0.0) == []
 
 
-def test_a_cloud_that_leaves_ends_its_run_and_an_edge_that_leaves_closes_its_round() -> None:
+def test_a_cloud_or_an_edge_that_leaves_goes_on_with_its_next_life() -> None:
     top, farm = cloud(quick(open_for_s=100.0), quick()), edge()
     tree = tree_of(top, farm, train=towards(GOALS))
     tree.start(EDGE, "cloud")
     tree.run(5.0)
     assert top.aggregator.is_open
     assert farm.aggregator.is_open
-    assert [call.phase for call in said(farm.leave(), RoundCall)] == [Phase.CLOSED]
-    assert [call.phase for call in said(top.leave(), RoundCall)] == [Phase.CLOSED, Phase.FINISHED]
+    assert said(farm.leave(), RoundCall) == []
+    assert said(top.leave(), RoundCall) == []
 
 
 @pytest.mark.parametrize("node", [device(PI), edge(), cloud()])
 def test_a_lost_link_is_only_waited_for(node: Node) -> None:
-    assert node.handle(Lost(reason="power cut"), 0.0) == []
+    assert not any(isinstance(action, Send | Work | Note) for action in node.handle(Lost(reason="power cut"), 0.0))
 
 
 @pytest.mark.parametrize("node", [device(PI), edge(), cloud()])
 def test_a_message_that_is_not_for_this_node_is_noted(node: Node) -> None:
     assert notes(node.handle(Received(message=Metrics(values={}), sender="x/y"), 0.0)) == ["stranger"]
-    assert notes(node.handle(Received(message=Want(blob="0" * 64, parts=()), sender="x/y"), 0.0)) == ["stranger"]
+    assert notes(node.handle(Received(message=Want(blob="0" * 16, parts=()), sender="x/y"), 0.0)) == ["stranger"]
 
 
 def test_a_device_publishes_its_metrics_with_the_receipt() -> None:

@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from hfl_mqtt.protocol.messages import (
 )
 from hfl_mqtt.protocol.wire import unpack_update
 from hfl_mqtt.rounds import cohort, ladder
-from hfl_mqtt.rounds.actions import Action, CancelWork, Contribution, Counted, Fetch, RunOver, Work
+from hfl_mqtt.rounds.actions import Action, CancelWork, Contribution, Counted, Fetch, Persist, RunOver, Work
 from hfl_mqtt.rounds.participant import PAST_RUNS, Participant, Stage
 from tests.unit.rounds.trees import (
     CODEC,
@@ -47,6 +48,7 @@ STEPPED = offered(weights(1.0, 2.0), weights(3.0, 4.0))
 NEXT, DELTA = STEPPED.manifest, delta_parts(STEPPED, 1)[0]
 MIB = 1024 * 1024
 RESULT = Contribution(payload=b"delta", weight=3)
+PAYLOAD = hashlib.sha256(b"delta").hexdigest()[:16]
 
 
 def call(*round_id: int, phase: Phase = Phase.OPEN, **fields: Any) -> RoundCall:
@@ -151,13 +153,29 @@ def test_it_does_not_say_that_it_is_idle_while_it_trains() -> None:
     assert said(pi.tick(115.0), State) == [State(state=StateName.TRAINING, boot=1)]
 
 
-def test_that_it_trains_is_told_when_it_takes_five_seconds_and_then_that_it_is_done() -> None:
+def test_that_it_trains_is_told_when_it_takes_five_seconds_and_that_it_rests_after_half_a_minute() -> None:
     pi = working()
     assert said(pi.tick(4.9), State) == []
     deadlines = [pi.next_deadline]
     assert said(pi.tick(5.0), State) == [State(state=StateName.TRAINING, boot=1)]
     assert [*deadlines, pi.next_deadline] == [5.0, None]
-    assert said(pi.worked("r/g1", RESULT, 9.0), State) == [State(state=StateName.READY, boot=1)]
+    assert said(pi.worked("r/g1", RESULT, 9.0), State) == []
+    pi.hear(receipt(), 10.0)
+    assert pi.next_deadline == 39.0
+    assert said(pi.tick(39.0), State) == [State(state=StateName.READY, boot=1)]
+
+
+def test_from_round_to_round_it_says_nothing_new_of_itself_until_the_run_is_over() -> None:
+    pi = working()
+    states = said(pi.tick(5.0), State)
+    states += said(pi.worked("r/g1", RESULT, 20.0), State)
+    states += said(pi.hear(receipt(), 21.0), State)
+    states += said(pi.hear(call(2, model=NEXT), 22.0), State)
+    states += said(pi.hear(DELTA, 23.0), State)
+    states += said(pi.tick(60.0), State)
+    assert (pi.stage, states) == (Stage.WORKING, [State(state=StateName.TRAINING, boot=1)])
+    over = pi.hear(call(2, model=NEXT, phase=Phase.FINISHED), 70.0)
+    assert said(over, State) == [State(state=StateName.READY, boot=1)]
 
 
 def test_of_work_that_takes_less_than_five_seconds_nobody_hears() -> None:
@@ -187,7 +205,7 @@ def test_a_call_is_worked_on_when_its_model_is_here() -> None:
     (work,) = pi.hear(KEY, 1.0)
     assert isinstance(work, Work)
     assert (work.work_id, work.run, work.round, work.plan, work.codec) == ("r/g1.e2", "r", (1, 2), PLAN, CODEC)
-    assert (work.model.version, work.model.digest) == (0, MODEL.digest)
+    assert (work.model.version, work.model.digest[:16]) == (0, MODEL.digest)
     assert values(MATH.weights(work.model)) == [1.0, 2.0]
     assert work.seed == cohort.lot(PLAN.seed, (1, 2), PI)
     assert pi.stage is Stage.WORKING
@@ -227,7 +245,7 @@ def test_a_keyframe_that_the_work_made_of_a_long_chain_takes_its_place() -> None
     short = MATH.shorten(work.model)
     pi.worked("r/g2", replace(RESULT, keyframe=short), 3.0)
     assert pi.chain is not None
-    assert (pi.chain.keyframe, pi.chain.links, pi.chain.digest) == (short, [], NEXT.digest)
+    assert (pi.chain.keyframe, pi.chain.links, pi.chain.manifest.digest) == (short, [], NEXT.digest)
 
 
 @pytest.mark.parametrize("is_key", [True, False])
@@ -315,7 +333,7 @@ def test_a_model_that_cannot_be_used_is_fetched_from_its_keyframe() -> None:
     assert pi.stage is Stage.FETCHING
     pi.hear(DELTA, 3.1)
     (work,) = of(pi.hear(KEY, 3.2), Work)
-    assert (work.model.digest, len(work.model.deltas)) == (NEXT.digest, 1)
+    assert (work.model.digest[:16], len(work.model.deltas)) == (NEXT.digest, 1)
 
 
 def test_where_the_codec_is_auto_it_takes_a_rung_and_says_which_and_why() -> None:
@@ -367,20 +385,18 @@ def test_a_round_that_is_already_closed_is_not_worked_on() -> None:
 
 def test_the_update_says_what_it_is() -> None:
     pi = working()
-    pi.tick(5.0)
     actions = pi.worked("r/g1", RESULT, 9.0)
     (part,) = said(actions, UpdatePart)
-    assert (part.run, part.round, part.base, part.index, part.count) == ("r", (1,), MODEL.digest, 0, 1)
+    assert (part.run, part.round, part.base, part.index, part.count) == ("r", (1,), MODEL.digest[:16], 0, 1)
     update = unpack_update(part.data)
     assert (update.weight, bytes(update.payload)) == (3, b"delta")
-    assert said(actions, State) == [State(state=StateName.READY, boot=1)]
     assert pi.stage is Stage.SENDING
 
 
 def test_the_result_of_other_work_is_not_sent() -> None:
     pi = working()
     assert pi.worked("r/g2", RESULT, 1.0) == []
-    assert pi.failed("r/g2", "crashed") == []
+    assert pi.failed("r/g2", "crashed", 9.0) == []
     assert pi.stage is Stage.WORKING
 
 
@@ -389,23 +405,24 @@ def test_a_result_that_nobody_waits_for_is_not_sent(stage: Any) -> None:
     pi = stage()
     before = pi.stage
     assert pi.worked("r/g1", RESULT, 1.0) == []
-    assert pi.failed("r/g1", "crashed") == []
+    assert pi.failed("r/g1", "crashed", 9.0) == []
     assert pi.stage is before
 
 
 def test_failed_work_is_declined_with_its_reason_cut_to_fit() -> None:
     pi = working()
     pi.tick(5.0)
-    actions = pi.failed("r/g1", "no data" + "." * 1000)
+    actions = pi.failed("r/g1", "no data" + "." * 1000, 9.0)
     (decline,) = said(actions, Decline)
     assert (decline.run, decline.round, len(decline.reason)) == ("r", (1,), 300)
-    assert said(actions, State) == [State(state=StateName.READY, boot=1)]
-    assert (pi.stage, pi.next_deadline) == (Stage.JOINED, None)
+    assert said(actions, State) == []
+    assert (pi.stage, pi.next_deadline) == (Stage.JOINED, 39.0)
+    assert said(pi.tick(39.0), State) == [State(state=StateName.READY, boot=1)]
 
 
 def test_a_decline_is_repeated_when_the_call_is_heard_again() -> None:
     pi = working()
-    first = said(pi.failed("r/g1", "no data"), Decline)
+    first = said(pi.failed("r/g1", "no data", 9.0), Decline)
     assert said(pi.hear(call(), 20.0), Decline) == first
     assert said(pi.hear(call(), 40.0), Decline) == first
     assert of(pi.hear(call(2), 50.0), Work), "the next round is another chance"
@@ -417,7 +434,7 @@ def test_a_decline_is_repeated_when_the_call_is_heard_again() -> None:
 def test_a_receipt_ends_the_upload_and_its_work_has_counted() -> None:
     pi = sending()
     actions = pi.hear(receipt(), 1.0)
-    assert of(actions, Counted) == [Counted(work_id="r/g1")]
+    assert of(actions, Counted) == [Counted(work_id="r/g1", payload=PAYLOAD)]
     assert noted(actions, "accepted")["round"] == "g1"
     assert (pi.stage, pi.next_deadline) == (Stage.JOINED, None)
 
@@ -444,7 +461,7 @@ def test_a_receipt_that_the_close_or_the_next_call_overtook_still_counts_and_onc
     closed.hear(call(phase=Phase.CLOSED), 1.0)
     called.hear(call(2, model=NEXT), 1.0)
     for pi in (closed, called):
-        assert of(pi.hear(receipt(), 1.1), Counted) == [Counted(work_id="r/g1")]
+        assert of(pi.hear(receipt(), 1.1), Counted) == [Counted(work_id="r/g1", payload=PAYLOAD)]
         assert of(pi.hear(receipt(), 1.2), Counted) == []
 
 
@@ -460,7 +477,7 @@ def test_a_receipt_of_an_earlier_round_does_not_cost_the_last_one_its_own() -> N
     pi.worked("r/g2", RESULT, 3.0)
     assert of(pi.hear(receipt(1), 3.1), Counted) == []
     pi.hear(call(2, phase=Phase.CLOSED), 3.2)
-    assert of(pi.hear(receipt(2), 3.3), Counted) == [Counted(work_id="r/g2")]
+    assert of(pi.hear(receipt(2), 3.3), Counted) == [Counted(work_id="r/g2", payload=PAYLOAD)]
 
 
 def test_once_the_next_work_has_begun_with_the_old_residual_a_late_receipt_counts_no_more() -> None:
@@ -519,7 +536,7 @@ def test_a_reminder_does_not_make_it_hasty_while_parts_are_under_way() -> None:
 
 # ------------------------------------------------------------------ an update of many parts
 
-BIG = Contribution(payload=bytes(3 * MIB), weight=1)
+BIG = Contribution(payload=bytes(3 * MIB + 1), weight=1)
 
 
 def test_four_parts_go_out_and_the_others_when_they_are_wanted() -> None:
@@ -542,8 +559,8 @@ def test_a_want_that_repeats_a_part_gets_it_once_and_one_beyond_the_end_nothing(
 
 
 def test_a_want_for_another_blob_gets_nothing() -> None:
-    assert sending(BIG).hear(Want(blob="0" * 64, parts=(1,)), 1.0) == []
-    assert answered().hear(Want(blob="0" * 64, parts=(1,)), 1.0) == []
+    assert sending(BIG).hear(Want(blob="0" * 16, parts=(1,)), 1.0) == []
+    assert answered().hear(Want(blob="0" * 16, parts=(1,)), 1.0) == []
 
 
 def test_on_a_slow_link_it_waits_longer_before_it_probes() -> None:
@@ -639,8 +656,8 @@ def test_a_close_drops_what_was_being_done(stage: Any, given_up: list[str]) -> N
     actions = pi.hear(call(phase=Phase.CLOSED), 6.0)
     assert notes(actions) == given_up
     assert (cancelled(actions), of(actions, Counted)) == (["r/g1"] if is_working else [], [])
-    assert said(actions, State) == ([State(state=StateName.READY, boot=1)] if is_working else [])
-    assert (pi.stage, pi.next_deadline) == (Stage.JOINED, None)
+    assert said(actions, State) == []
+    assert (pi.stage, pi.next_deadline) == (Stage.JOINED, 36.0 if is_working else None)
 
 
 @pytest.mark.parametrize("stage", [joined, fetching, working, sending, answered])
@@ -730,10 +747,30 @@ def test_only_the_last_runs_are_remembered() -> None:
 # ------------------------------------------------------------------ an aggregator that was restarted
 
 
-def test_a_restarted_aggregator_gets_another_answer_for_it_has_forgotten_the_first() -> None:
-    pi = answered()
+def test_a_restarted_aggregator_that_has_forgotten_the_update_gets_the_same_again_and_nobody_trains_twice() -> None:
+    pi = sending()
+    sent = said(pi.tick(5.0), UpdatePart)
+    assert of(pi.hear(receipt(), 6.0), Counted)
     actions = pi.hear(call(boot=2), 10.0)
-    assert len(of(actions, Work)) == 1
+    assert (of(actions, Work), said(actions, UpdatePart)) == ([], sent)
+    assert pi.stage is Stage.SENDING
+    counted = Counted(work_id="r/g1", payload=PAYLOAD)
+    assert of(pi.hear(receipt(), 11.0), Counted) == [counted], "the same coding error as before"
+
+
+def test_who_declined_or_was_refused_by_an_aggregator_that_was_restarted_tries_again() -> None:
+    declined, refused = working(), sending()
+    declined.failed("r/g1", "no data yet", 1.0)
+    refused.hear(receipt(accepted=False, reason="NaN"), 1.0)
+    for pi in (declined, refused):
+        assert len(of(pi.hear(call(boot=2), 10.0), Work)) == 1
+
+
+def test_a_call_of_a_lower_boot_is_out_of_date_and_not_heard() -> None:
+    pi = fetching(call(boot=5))
+    for late in (call(2, boot=4), call(1, boot=4), call(1, boot=4, phase=Phase.CLOSED), call(phase=Phase.FINISHED)):
+        assert notes(pi.hear(late, 1.0)) == ["out_of_date"]
+    assert (pi.call, pi.stage) == (call(boot=5), Stage.FETCHING)
 
 
 def test_a_restarted_aggregator_may_begin_at_an_earlier_round() -> None:
@@ -743,12 +780,28 @@ def test_a_restarted_aggregator_may_begin_at_an_earlier_round() -> None:
     assert [work.round for work in of(actions, Work)] == [(1, 1)]
 
 
+def test_a_restarted_aggregator_that_begins_at_a_round_that_counted_before_gets_a_new_update_of_it() -> None:
+    pi = answered()
+    pi.hear(call(2), 2.0)
+    assert of(pi.hear(call(boot=2), 10.0), Work)
+    assert len(said(pi.worked("r/g1", RESULT, 11.0), UpdatePart)) == 1
+    assert of(pi.hear(receipt(), 12.0), Counted)
+
+
 @pytest.mark.parametrize("stage", [fetching, working, sending])
 def test_what_is_being_done_for_the_same_round_goes_on(stage: Any) -> None:
     pi = stage()
     before = pi.stage
-    assert pi.hear(call(boot=2), 10.0) == []
+    actions = pi.hear(call(boot=2), 10.0)
+    assert [each for each in actions if not isinstance(each, Persist)] == []
     assert pi.stage is before
+
+
+def test_another_aggregator_in_its_place_gets_the_update_at_once() -> None:
+    pi = sending()
+    pi.tick(5.0)
+    pi.hear(call(boot=2), 6.0)
+    assert len(said(pi.tick(6.0), UpdatePart)) == 1
 
 
 def test_what_was_done_for_a_restarted_aggregator_is_not_done_again_at_its_reminder() -> None:
@@ -792,15 +845,36 @@ def test_while_the_link_is_down_nothing_is_put_in_line() -> None:
     assert len(said(pi.tick(2e6), UpdatePart)) == 1
 
 
+# ------------------------------------------------------------------ an aggregator that begins at an earlier round again
+
+
+def test_a_call_of_an_earlier_round_and_a_higher_number_is_the_newer_one() -> None:
+    pi = working(call(1, 2, number=2))
+    assert pi.hear(call(1, 3, number=1), 1.0) == []
+    actions = pi.hear(call(1, 1, number=3), 2.0)
+    assert (cancelled(actions), [work.round for work in of(actions, Work)]) == (["r/g1.e2"], [(1, 1)])
+    assert pi.hear(call(1, 2, number=2), 3.0) == []
+
+
+def test_an_update_that_counted_in_a_round_that_came_to_nothing_is_sent_again() -> None:
+    pi = answered()
+    sent = pi.hear(call(number=2), 2.0)  # whatever was between
+    assert (len(said(sent, UpdatePart)), of(sent, Work)) == (1, [])
+    pi.hear(receipt(), 3.0)
+    pi.hear(call(2, number=3, model=NEXT), 4.0)
+    sent = pi.hear(call(number=4), 5.0)
+    assert (len(said(sent, UpdatePart)), of(sent, Work)) == (1, [])
+
+
 # ------------------------------------------------------------------ a round that is called again
 
 
 def test_who_declined_tries_again_when_the_round_is_called_again() -> None:
     pi = working()
-    pi.failed("r/g1", "no data yet")
+    pi.failed("r/g1", "no data yet", 9.0)
     (work,) = of(pi.hear(call(attempt=1), 9.0), Work)
     assert work.round == (1,)
-    pi.failed(work.work_id, "still none")
+    pi.failed(work.work_id, "still none", 9.0)
     assert said(pi.hear(call(attempt=1), 10.0), Decline)[0].reason == "still none"
 
 
@@ -820,8 +894,10 @@ def test_what_is_being_done_goes_on_when_the_round_is_called_again(busy: Any) ->
     assert pi.stage is stage
 
 
-def test_a_round_that_closed_without_a_result_and_is_opened_once_more_is_worked_on_again() -> None:
-    pi = answered()
-    pi.hear(call(phase=Phase.CLOSED, attempt=2), 9.0)
-    assert pi.hear(call(attempt=2), 9.5) == [], "an old call that comes late"
-    assert of(pi.hear(call(attempt=3), 10.0), Work)
+def test_a_round_that_closed_without_a_result_and_is_opened_once_more_gets_the_same_update_again() -> None:
+    pi, given_up = answered(), sending()
+    for each in (pi, given_up):
+        each.hear(call(phase=Phase.CLOSED, attempt=2), 9.0)
+        assert each.hear(call(attempt=2), 9.5) == [], "an old call that comes late"
+        actions = each.hear(call(attempt=3), 10.0)
+        assert (len(said(actions, UpdatePart)), of(actions, Work)) == (1, [])

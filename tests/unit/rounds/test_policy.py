@@ -56,3 +56,10 @@ def test_progress_extends_without_taking_a_retry() -> None:
     assert [clock.extend(160.0, by_s=15.0) for _ in range(3)] == [True] * 3
     assert clock.next_s == 175.0
     assert not clock.extend(175.0)
+
+
+def test_a_clock_that_stood_still_goes_on_where_it_was() -> None:
+    clock = waiting()
+    clock.quorum_in(110.0)
+    clock.stand_still(1000.0)
+    assert clock.next_s == 1115.0

@@ -202,7 +202,7 @@ def test_what_came_in_part_of_deltas_that_are_past_takes_no_room(kept: int) -> N
     following.hear(key_parts(offer)[0], 0.0)
     for version in range(1, kept + 1):
         half = ModelPart(
-            frame=0, version=version, blob=f"{version:064x}", index=0, count=2, size=50_000, data=bytes(25_000)
+            frame=0, version=version, blob=f"{version:016x}", index=0, count=2, size=50_000, data=bytes(25_000)
         )
         following.hear(half, 0.0)
     following.want("r", offer.manifest, 1.0)
@@ -216,7 +216,7 @@ def test_parts_of_a_keyframe_that_is_no_longer_called_for_take_no_room() -> None
     following, offer = Following(max_model=100_000), offered(weights(1.0), weights(2.0))
     following.want("r", replace(offer.manifest, key=0), 0.0)
     (key,) = key_parts(offer)
-    following.hear(replace(key, blob="5" * 64, count=2, size=150_000, data=bytes(75_000)), 1.0)
+    following.hear(replace(key, blob="5" * 16, count=2, size=150_000, data=bytes(75_000)), 1.0)
     assert following.progress() is not None
     following.want("r", replace(offer.manifest, version=9, key=9), 2.0)
     assert following.progress() is None

@@ -123,7 +123,7 @@ def update_parts(
             run=call.run,
             round=call.round,
             base=call.model.digest,
-            blob=cut.digest,
+            blob=cut.name,
             index=index,
             count=cut.count,
             size=len(cut.blob),
@@ -219,7 +219,9 @@ class Tree:
 
     def leave(self, path: str) -> None:
         """Cut a node off; its broker says its will."""
-        will = wire.encode(self.nodes[path].will, "f", path)
+        said = self.nodes[path].will
+        assert said is not None
+        will = wire.encode(said, "f", path)
         self.is_cut.add(path)
         self._retained[will.topic] = will
         self._deliver(will)

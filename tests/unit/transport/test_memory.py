@@ -10,8 +10,9 @@ from hfl_mqtt.errors import Misuse
 from hfl_mqtt.protocol import topics
 from hfl_mqtt.protocol.topics import Filter
 from hfl_mqtt.protocol.wire import Frame
+from hfl_mqtt.transport.bridges import bridge
 from hfl_mqtt.transport.link import Arrived, Down, Link, LinkEvent, Up
-from hfl_mqtt.transport.memory import Faults, MemoryBroker, MemoryLink, bridge
+from hfl_mqtt.transport.memory import Faults, MemoryBroker, MemoryLink
 
 
 class Inbox(list[LinkEvent]):
@@ -422,3 +423,119 @@ def test_a_bridge_has_faults_of_its_own() -> None:
 def test_brokers_of_a_bridge_need_one_clock() -> None:
     with pytest.raises(Misuse, match="the same wire"):
         bridge(MemoryBroker("farm"), MemoryBroker("cloud"), RULES)
+
+
+def test_a_broker_that_is_killed_says_no_wills_and_comes_back_with_what_it_had_on_disk(broker: MemoryBroker) -> None:
+    _, away = joined(broker, "away", ("x/#", 1))
+    near, near_inbox = joined(broker, "near", will=said("x/will", "near is gone"))
+    near.publish(said("x/kept", "old", retain=True))
+    broker.deliver_due(0.0)
+    on_disk = broker.kept()
+    near.publish(said("x/kept", "new", retain=True))
+    broker.deliver_due(0.0)
+    broker.kill()
+    near.publish(said("x/1", "while it was dead"))
+    assert isinstance(near_inbox[-1], Down)
+    away.clear()
+    broker.begin(on_disk)
+    broker.deliver_due(0.0)
+    assert away[0] == Up(session_present=True)
+    # Once more what had no PUBACK, and what is retained; the newer one was not on disk.
+    assert away.texts == ["old", "old", "while it was dead"]
+
+
+def test_a_broker_without_persistence_has_forgotten_sessions_and_what_it_retained(broker: MemoryBroker) -> None:
+    _, inbox = joined(broker, "a", ("x/#", 1))
+    near, _ = joined(broker, "near")
+    near.publish(said("x/kept", "old", retain=True))
+    broker.deliver_due(0.0)
+    broker.kill()
+    inbox.clear()
+    broker.begin()
+    broker.deliver_due(0.0)
+    assert inbox == [Up(session_present=False)]
+
+
+def test_what_was_under_way_to_a_broker_that_died_is_sent_again_at_qos_1(broker: MemoryBroker) -> None:
+    _, inbox = joined(broker, "far", ("x/+", 1))
+    near, _ = joined(broker, "near")
+    near.publish(said("x/0", "lost", qos=0))
+    near.publish(said("x/1", "kept"))
+    broker.kill()
+    broker.deliver_due(0.0)
+    broker.begin(broker.kept())
+    broker.deliver_due(1.0)
+    assert inbox.texts == ["kept"]
+
+
+def test_the_lower_broker_is_told_whether_its_bridge_is_up() -> None:
+    lower = MemoryBroker("lower")
+    upper = MemoryBroker("upper", wire=lower.wire)
+    joint = bridge(lower, upper, [("x/#", "out", 1)], state="$SYS/bridge")
+    _, inbox = joined(lower, "edge", ("$SYS/bridge", 0))
+    joint.cut()
+    lower.deliver_due(0.0)
+    upper.kill()
+    joint.restore()
+    lower.deliver_due(0.0)
+    upper.begin()
+    lower.deliver_due(0.0)
+    assert inbox.texts == ["1", "0", "1"]
+
+
+def test_a_bridge_keeps_qos_1_for_a_broker_that_is_dead() -> None:
+    lower = MemoryBroker("lower")
+    upper = MemoryBroker("upper", wire=lower.wire)
+    bridge(lower, upper, [("x/#", "out", 1)])
+    near, _ = joined(lower, "near")
+    _, inbox = joined(upper, "cloud", ("x/#", 1))
+    upper.kill()
+    near.publish(said("x/1", "for later"))
+    lower.deliver_due(0.0)
+    upper.begin()
+    lower.deliver_due(0.0)
+    assert inbox.texts == ["for later"]
+
+
+def test_a_slow_link_carries_one_after_the_other() -> None:
+    broker = MemoryBroker(faults=Faults(bytes_per_s=10.0))
+    _, inbox = joined(broker, "far", ("x/+", 1), faults=Faults())
+    near, _ = joined(broker, "near")
+    for text in ("ten bytes!", "and twenty of them.."):
+        near.publish(said("x/1", text))
+    broker.deliver_due(0.99)
+    assert inbox.texts == []
+    broker.deliver_due(2.99)
+    assert inbox.texts == ["ten bytes!"]
+    broker.deliver_due(3.0)
+    assert len(inbox.texts) == 2
+
+
+def test_corruption_changes_a_byte_or_cuts_the_end_off() -> None:
+    broker = MemoryBroker(seed=1)
+    inbox = joined(broker, "far", ("x/+", 0))[1]
+    near, _ = joined(broker, "near", faults=Faults(corruption=1.0))
+    for _ in range(50):
+        near.publish(said("x/1", "0123456789"))
+    broker.deliver_due(0.0)
+    payloads = [arrived.frame.payload for arrived in inbox.messages]
+    assert len(payloads) == 50
+    assert all(payload != b"0123456789" or len(payload) == 10 for payload in payloads)
+    whole = [payload for payload in payloads if len(payload) == 10]
+    assert len({len(payload) for payload in payloads}) > 3
+    assert all(sum(a != b for a, b in zip(payload, b"0123456789", strict=True)) <= 1 for payload in whole)
+
+
+def test_a_cut_is_noticed_after_a_while_and_one_that_is_over_by_then_is_not() -> None:
+    lower = MemoryBroker("lower")
+    upper = MemoryBroker("upper", wire=lower.wire)
+    joint = bridge(lower, upper, [("x/#", "out", 1)], state="$SYS/bridge", notice_s=20.0)
+    _, inbox = joined(lower, "edge", ("$SYS/bridge", 0))
+    joint.cut()
+    lower.deliver_due(19.0)
+    joint.restore()
+    lower.deliver_due(30.0)
+    assert inbox.texts == ["1", "1"]
+    joint.cut()
+    lower.deliver_due(50.0)
+    assert inbox.texts == ["1", "1", "0"]

@@ -1,0 +1,134 @@
+"""One round of an aggregator: who was asked, what came in for it, and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hfl_mqtt.errors import Refused
+from hfl_mqtt.protocol.messages import MAX_TALLIES, MAX_WEIGHT, Kind, RoundCall, Tally, Update, round_text
+from hfl_mqtt.rounds.actions import Note, note
+from hfl_mqtt.rounds.arithmetic import Accumulator
+from hfl_mqtt.rounds.ledger import Entry
+from hfl_mqtt.rounds.policy import Waiting, quorum_of
+
+#: How long an aggregator waits before it calls those again who have not answered; twice as long each time.
+REMIND_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a round gave. `step` is how far the model moves: a delta, None after an evaluation or a miss."""
+
+    run: str
+    round: tuple[int, ...]
+    kind: Kind
+    is_missed: bool
+    step: Any = field(repr=False)
+    quorum: int
+    accepted: dict[str, int]
+    declined: dict[str, str]
+    missing: tuple[str, ...]
+    tallies: dict[str, Tally]
+    seconds: float
+    #: Bytes that were moved for it, up and down, on all links below this node, by the child through which they went.
+    moved: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def sent(self) -> int:
+        """Bytes up, of all children."""
+        return sum(up for up, _ in self.moved.values())
+
+    @property
+    def received(self) -> int:
+        """Bytes down, of all children."""
+        return sum(down for _, down in self.moved.values())
+
+    @property
+    def absent(self) -> int:
+        """How many were asked in vain."""
+        return len(self.missing) + len(self.declined)
+
+    def waited_for(self) -> str:
+        """Say for people who did not contribute, and why."""
+        said = [f"{name} ({reason})" for name, reason in sorted(self.declined.items())]
+        return ", ".join([*said, *(f"{name} (no answer)" for name in self.missing)])
+
+
+@dataclass(slots=True)
+class OpenRound:
+    """A round, from its call to its close.
+
+    `declined` holds who gave nothing, and why; who `stood_in_line` was told to wait for a slot, so it is not slow.
+    """
+
+    call: RoundCall
+    waiting: Waiting
+    accumulator: Accumulator
+    asked: set[str]
+    next_remind_s: float
+    remind_wait_s: float = REMIND_S
+    #: When children last said that parts keep coming at them.
+    moving_s: dict[str, float] = field(default_factory=dict)
+    accepted: dict[str, int] = field(default_factory=dict)
+    declined: dict[str, str] = field(default_factory=dict)
+    stood_in_line: set[str] = field(default_factory=set)
+    refused_blobs: dict[str, str] = field(default_factory=dict)
+    corrupted: dict[str, int] = field(default_factory=dict)
+    tallies: dict[str, list[Tally]] = field(default_factory=dict)
+    moved: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def quorum(self) -> int:
+        """How many updates it needs."""
+        return quorum_of(self.waiting.tier, len(self.asked))
+
+    @property
+    def has_quorum(self) -> bool:
+        """Whether enough came in; once they have, one more child to ask does not take it back."""
+        return self.waiting.grace_ends_s is not None or len(self.accepted) >= self.quorum
+
+    def count(self, update: Update, sender: str, entry: Entry) -> None:
+        """Add an update.
+
+        Raises:
+            Refused: it cannot be added; nothing of it has been, then.
+        """
+        for name, tally in update.tallies.items():
+            if self.tallies.get(name, [tally])[0].is_root != tally.is_root:
+                raise Refused(f"metric {name!r}: a mean and a root mean do not add up")
+        if len(self.tallies.keys() | update.tallies.keys()) > MAX_TALLIES:
+            raise Refused(f"{len(self.tallies.keys() | update.tallies.keys())} metrics, at most {MAX_TALLIES}")
+        if sum(self.accepted.values()) + update.weight > MAX_WEIGHT:
+            raise Refused(f"weight {update.weight}: with those before it more than {MAX_WEIGHT}")
+        if self.call.plan.kind is Kind.TRAIN:
+            self.accumulator.add(update.payload, update.weight, entry.share)
+        elif len(update.payload) or update.weight:
+            raise Refused("an evaluation carries no weights")
+        for name, tally in update.tallies.items():
+            self.tallies.setdefault(name, []).append(tally)
+        self.accepted[sender] = update.weight
+        self.moved[sender] = (update.sent, update.received)
+        self.declined.pop(sender, None)
+
+    def outcome(self, step: Any, now: float) -> Outcome:
+        """Return what the round gave, where it ends now."""
+        call = self.call
+        return Outcome(
+            run=call.run,
+            round=call.round,
+            kind=call.plan.kind,
+            is_missed=not self.has_quorum,
+            quorum=self.quorum,
+            step=step,
+            accepted=self.accepted,
+            declined=self.declined,
+            missing=tuple(sorted(self.asked - self.accepted.keys() - self.declined.keys())),
+            tallies={name: Tally.of(tallies) for name, tallies in sorted(self.tallies.items())},
+            seconds=now - self.waiting.opened_s,
+            moved=self.moved,
+        )
+
+    def note(self, event: str, **fields: Any) -> Note:
+        """Return a note of this round."""
+        return note(event, run=self.call.run, round=round_text(self.call.round), **fields)

@@ -1,0 +1,330 @@
+"""The vault: what the nodes of one process made durable, in one folder that belongs to that process alone.
+
+    state.db        SQLite, write-ahead log, forced to the disk at every commit: one row a node and key
+    17.big          a value too large for a row; written and forced before the commit that names it
+    lock            whose folder it is
+
+A commit is all or nothing, also under a pulled plug. A value in a file of its own is never changed: a new one gets a
+new number, the old one is removed once nothing names it, and what a crash left unnamed is swept at the next start.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from hfl_mqtt import files
+from hfl_mqtt.errors import HflError, Unwritable
+from hfl_mqtt.state.lock import Lock
+
+#: What bytes are here; as in `protocol.messages`.
+Buffer = bytes | bytearray | memoryview
+#: Changes by node and key; None deletes.
+Changes = Mapping[tuple[str, str], Buffer | None]
+
+DATABASE = "state.db"
+#: A larger value gets a file of its own: through the log it would be written twice.
+LARGE = 256 * 1024
+#: Pages are small because changes are: whole pages are written, and an SD card counts each.
+_PAGE = 1024
+_FRAME = _PAGE + 24
+#: The log is brought into the database, and begun anew, when it is this long.
+_LOG_BYTES = 2**20
+#: A large value is written in steps of so much; a mapped one takes no more memory than that.
+_STEP = 2**20
+_VERSION = 1
+_log = logging.getLogger(__name__)
+
+
+class Vault:
+    """What nodes made durable, for their next lives. Everything is called from one thread at a time.
+
+    Args:
+        directory: the folder; it is made where there is none.
+
+    Raises:
+        HflError: it belongs to another process, is not ours to write, or a later version wrote it.
+        Unwritable: the disk is full or read-only.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = Lock(directory)
+        self._waiting: dict[tuple[str, str], Buffer | None] = {}
+        #: What was found wrong at the start, for people; empty where nothing was.
+        self.damage = ""
+        try:
+            self._database = self._open()
+            self._next_large = 1 + max((number for number in map(_number_of, self._large()) if number), default=0)
+            self._sweep()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def of(self, node: str) -> Mapping[str, Buffer]:
+        """Return what the node's former life kept, by key. A value is read when it is asked for, a large one mapped."""
+        return Kept(self._database, self._directory, node)
+
+    def commit(self, changes: Changes) -> None:
+        """Make changes durable, with all that waits: all of them or none.
+
+        Raises:
+            Unwritable: the disk cannot take them; nothing has changed, and what waits goes on waiting.
+            HflError: the database is damaged.
+        """
+        together = {**self._waiting, **changes}
+        if not together:
+            return
+        made: list[Path] = []
+        try:
+            values = {key: self._placed(value, made) for key, value in together.items()}
+            if made:
+                files.force(self._directory)
+            gone = self._write(values)
+        except (OSError, sqlite3.Error) as error:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise self._failure(error) from error
+        self._waiting = {}
+        for number in gone:
+            (self._directory / _name_of(number)).unlink(missing_ok=True)
+
+    def wait(self, changes: Changes) -> None:
+        """Take changes that may wait for the next commit, and may be lost by a power cut until then."""
+        for key, value in changes.items():
+            # What is given may be changed or unmapped later, so it is copied; large things do not wait.
+            self._waiting[key] = None if value is None else bytes(value)
+
+    def forget_others(self, nodes: set[str]) -> None:
+        """Delete what belongs to none of these nodes; see `commit` for what is raised."""
+        rows = self._database.execute("SELECT node, key FROM kept").fetchall()
+        self.commit({(node, key): None for node, key in rows if node not in nodes})
+
+    def close(self) -> None:
+        """Commit what waits, where that is possible, and give the folder back. Idempotent."""
+        if not self._lock.is_held:
+            return
+        try:
+            self.commit({})
+        except HflError as error:
+            _log.warning("what could wait is lost: %s", error)
+        self._database.close()
+        self._lock.release()
+
+    # -------------------------------------------------------------- writing
+
+    def _placed(self, value: Buffer | None, made: list[Path]) -> tuple[Buffer | None, int | None] | None:
+        """Return what stands in the row of a value: itself, or the number of a file that now holds it."""
+        if value is None:
+            return None
+        if len(value) <= LARGE:
+            return value, None
+        number, self._next_large = self._next_large, self._next_large + 1
+        path = self._directory / _name_of(number)
+        made.append(path)
+        _write_large(path, memoryview(value).cast("B"))
+        return None, number
+
+    def _write(self, values: Mapping[tuple[str, str], tuple[Buffer | None, int | None] | None]) -> list[int]:
+        """Write rows in one transaction, and return the numbers of the files that they no longer name."""
+        database, log = self._database, self._directory / f"{DATABASE}-wal"
+        before, gone = _size(log), list[int]()
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            for (node, key), value in values.items():
+                row = database.execute("SELECT large FROM kept WHERE node = ? AND key = ?", (node, key)).fetchone()
+                gone += [number for (number,) in [row or (None,)] if number is not None]
+                if value is None:
+                    database.execute("DELETE FROM kept WHERE node = ? AND key = ?", (node, key))
+                else:
+                    database.execute("REPLACE INTO kept VALUES (?, ?, ?, ?)", (node, key, *value))
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+        after = _size(log)
+        files.worn.add(max(after - before, 0), forced=1 if before else 2)
+        if after > _LOG_BYTES:
+            self._begin_log_anew(after)
+        return gone
+
+    def _begin_log_anew(self, size: int) -> None:
+        """Bring the log into the database. Where that fails everything is still durable: it is tried again later."""
+        try:
+            is_busy = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.Error as error:
+            _log.warning("%s: its log cannot be emptied: %s", self._directory / DATABASE, error)
+            return
+        if not is_busy:
+            pages = self._database.execute("PRAGMA page_count").fetchone()[0]
+            files.worn.add(min(size // _FRAME, pages) * _PAGE, forced=2)
+
+    def _failure(self, error: OSError | sqlite3.Error) -> HflError:
+        if isinstance(error, OSError):
+            return files.failure(self._directory, error)
+        text = str(error)
+        if type(error) is sqlite3.DatabaseError:
+            return HflError(f"{self._directory / DATABASE}: damaged ({text}); start again: it is then laid aside")
+        number = next((number for words, number in _NUMBERS.items() if words in text), errno.EIO)
+        return Unwritable(f"{self._directory}: cannot be written: {text}; {files.ADVICE[number]}")
+
+    # -------------------------------------------------------------- opening
+
+    def _open(self) -> sqlite3.Connection:
+        path = self._directory / DATABASE
+        try:
+            return self._opened(path)
+        except sqlite3.Error as error:
+            if type(error) is not sqlite3.DatabaseError:  # its subclasses are of the disk, not of what it holds
+                raise self._failure(error) from error
+            self._lay_aside(path, error)
+        try:
+            return self._opened(path)
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def _opened(self, path: Path) -> sqlite3.Connection:
+        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            for pragma in (f"page_size = {_PAGE}", "cache_size = -128", "journal_mode = WAL", "synchronous = FULL"):
+                database.execute(f"PRAGMA {pragma}")
+            database.execute("PRAGMA wal_autocheckpoint = 0")
+            found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise HflError(f"{path}: a later version of hfl-mqtt wrote it: install that, or delete the folder")
+            if not version:
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS kept (node TEXT, key TEXT, value BLOB, large INTEGER, "
+                    "PRIMARY KEY (node, key)) WITHOUT ROWID"
+                )
+                database.execute(f"PRAGMA user_version = {_VERSION}")
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _lay_aside(self, path: Path, error: sqlite3.Error) -> None:
+        """Keep a damaged database for who wants to look at it, one at most, and begin an empty one."""
+        aside = path.with_name(f"{DATABASE}.damaged")
+        path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(f"{DATABASE}{suffix}").unlink(missing_ok=True)
+        self.damage = (
+            f"{path} is damaged ({error}), often after an error on an SD card: it was laid aside as {aside.name}, and "
+            "this node begins anew, as after the loss of its disk"
+        )
+        _log.error("%s", self.damage)
+
+    def _large(self) -> list[Path]:
+        return [path for path in self._directory.iterdir() if path.suffix == _SUFFIX]
+
+    def _sweep(self) -> None:
+        """Remove large values that no row names, and rows whose large value is gone."""
+        named = {number for (number,) in self._database.execute("SELECT large FROM kept WHERE large IS NOT NULL")}
+        whole = set[int | None]()
+        for path in self._large():
+            if _number_of(path) in named and _size(path) > LARGE:
+                whole.add(_number_of(path))
+            else:
+                path.unlink(missing_ok=True)
+        if lost := named - whole:
+            self.damage = f"{self._directory}: {len(lost)} large values are gone, and taken as never kept"
+            _log.error("%s", self.damage)
+            marks = ", ".join("?" * len(lost))
+            self._database.execute(f"DELETE FROM kept WHERE large IN ({marks})", sorted(lost))  # noqa: S608 - marks
+
+
+class Kept(Mapping[str, Buffer]):
+    """A node's values, read as they are asked for."""
+
+    def __init__(self, database: sqlite3.Connection, directory: Path, node: str) -> None:
+        self._database, self._directory, self._node = database, directory, node
+
+    def __getitem__(self, key: str) -> Buffer:
+        row = self._database.execute(
+            "SELECT value, large FROM kept WHERE node = ? AND key = ?", (self._node, key)
+        ).fetchone()
+        if row is None:
+            raise KeyError(key)
+        value, number = row
+        return value if number is None else _mapped(self._directory / _name_of(number))
+
+    def __iter__(self) -> Iterator[str]:
+        rows = self._database.execute("SELECT key FROM kept WHERE node = ? ORDER BY key", (self._node,)).fetchall()
+        return iter([key for (key,) in rows])
+
+    def __len__(self) -> int:
+        count: int = self._database.execute("SELECT count(*) FROM kept WHERE node = ?", (self._node,)).fetchone()[0]
+        return count
+
+
+def peek(directory: Path, node: str, *keys: str) -> dict[str, bytes]:
+    """Return some of what a node has kept, whoever has its folder; nothing is changed there.
+
+    Raises:
+        HflError: there is nothing, or it cannot be read.
+    """
+    path = directory / DATABASE
+    if not path.is_file():
+        raise HflError(f"{directory}: nothing has been kept there yet")
+    try:
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            kept = Kept(database, directory, node)
+            return {key: bytes(kept[key]) for key in keys if key in kept}
+        finally:
+            database.close()
+    except (sqlite3.Error, OSError) as error:
+        raise HflError(f"{path}: cannot be read: {error}; ask as the user that the node runs as") from error
+
+
+_SUFFIX = ".big"
+#: What SQLite says where it does not say the system's error.
+_NUMBERS = {"disk is full": errno.ENOSPC, "readonly": errno.EROFS, "unable to open": errno.EACCES}
+
+
+def _name_of(number: int) -> str:
+    return f"{number}{_SUFFIX}"
+
+
+def _number_of(path: Path) -> int | None:
+    return int(path.stem) if path.stem.isdecimal() else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _write_large(path: Path, value: memoryview) -> None:
+    """Write a file and force it to the disk, a step at a time, so that a mapped value never is in memory as a whole."""
+    with path.open("xb", buffering=0) as file:
+        for start in range(0, len(value), _STEP):
+            left = value[start : start + _STEP]
+            while left:
+                left = left[file.write(left) :]
+            _let_go(value)
+        os.fsync(file.fileno())
+    files.worn.add(len(value), forced=1)
+
+
+def _let_go(value: memoryview) -> None:
+    """Have what was read of a mapped file take no memory any more; it can be read again."""
+    if value.readonly and isinstance(value.obj, mmap.mmap):
+        value.obj.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapped(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
