@@ -35,7 +35,10 @@ bench: install  ## measure, print a table, save it under benchmarks/results
 fuzz: install  ## random plans of faults in the simulator, each checked; ARGS="--plans 10000 --seed 0"
 	@$(BIN)/python -m hfl_mqtt.sim.fuzz $(ARGS)
 
-install: $(VENV)/.ready  ## what demo, test, check and bench need
+chaos: install  ## pull plugs on real processes, print the table of faults, save it too; ARGS="edge-*" chooses rows
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+install: $(VENV)/.ready  ## what demo, test, check, bench and chaos need
 
 $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	@PATH="$$PATH:/usr/sbin"; need=""; \

@@ -35,18 +35,6 @@ def load(path: Path, run: str, parent: str) -> Weights | None:
         return None
 
 
-def run_of(path: Path, parent: str) -> str | None:
-    """Return the run that a residual belongs to; None where there is none for this parent."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tags = file.metadata() or {}
-    except (OSError, SafetensorError):
-        return None
-    return tags.get("run") if tags.get("parent") == parent else None
-
-
 def save(path: Path, residual: Weights | None, run: str, parent: str) -> None:
     """Write a residual; None deletes what is there.
 

@@ -12,17 +12,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hfl_mqtt.errors import HflError, Misuse
-from hfl_mqtt.learning import residuals
-from hfl_mqtt.protocol.topics import parent
 from hfl_mqtt.roles import vitals
 from hfl_mqtt.roles.runner import Loop, Runner
 from hfl_mqtt.roles.shell import MetricValues
 from hfl_mqtt.roles.workshop import Workshop
-from hfl_mqtt.rounds.actions import Counted, KeepResidual, Move, Note, Persist, RunOver, Save, Work, note
+from hfl_mqtt.rounds.actions import Counted, Move, Note, Persist, RunOver, Save, Work, note
 from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.state.vault import Changes, Vault
 
@@ -41,7 +38,6 @@ class Process:
         save: makes a model durable; only a cloud saves.
         vault: where the nodes' changes are made durable; without one nothing outlives the process.
         beside: changes of the role's own, by node and key, that go with each commit.
-        residual: where an edge keeps what coding cuts off from its updates.
         until_finished: end when every node's run is over; else only a signal, or that all have failed, ends it.
         extra: further figures beside every node's metrics, e.g. a board's vitals.
         moved: lets a node go on under another name, given its old and its new one.
@@ -56,13 +52,12 @@ class Process:
         save: Callable[[Save], None] | None = None,
         vault: Vault | None = None,
         beside: Callable[[], Changes] = dict,
-        residual: Path | None = None,
         until_finished: bool = False,
         extra: Callable[[], MetricValues] | None = None,
         moved: Callable[[str, str], None] | None = None,
     ) -> None:
         self._record, self._workshop, self._save, self._extra = record, workshop, save, extra
-        self._vault, self._beside, self._residual = vault, beside, residual
+        self._vault, self._beside = vault, beside
         self._moved = moved
         self._data = data or {}
         self._until_finished = until_finished
@@ -109,11 +104,6 @@ class Process:
             self._vault.commit({**changes, **self._beside()})
         else:
             self._vault.wait(changes)
-
-    def keep(self, node: Node, keep: KeepResidual) -> None:
-        """Put an edge's residual on disk."""
-        if self._residual is not None:
-            residuals.save(self._residual, keep.residual, keep.run, parent(node.path) or "")
 
     def save(self, node: Node, save: Save) -> None:
         """Make a model durable before it is shown."""

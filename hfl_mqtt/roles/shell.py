@@ -34,7 +34,6 @@ from hfl_mqtt.rounds.actions import (
     Counted,
     Event,
     Fetch,
-    KeepResidual,
     Lost,
     Move,
     Note,
@@ -80,9 +79,6 @@ class World(Protocol):
             Unwritable, OSError: the disk cannot take them now; nothing has changed, and they come again.
         """
 
-    def keep(self, node: Node, keep: KeepResidual) -> None:
-        """Put a residual on disk."""
-
     def save(self, node: Node, save: Save) -> None:
         """Make a model durable before returning; see `persist`."""
 
@@ -119,6 +115,8 @@ class _Due:
 
     actions: list[Action]
     arrived: Arrived | None = None
+    #: Whether what it asks to be durable was demanded, and is so.
+    is_demanded: bool = False
     is_durable: bool = False
 
 
@@ -239,6 +237,8 @@ class Shell:
         """Return what must be durable before `perform_due`, in one transaction; None where there is nothing."""
         if self._halted is not None and now < self._retry_s:
             return None
+        for due in self._due:
+            due.is_demanded = True
         found = [
             action for due in self._due if not due.is_durable for action in due.actions if isinstance(action, Persist)
         ]
@@ -248,11 +248,11 @@ class Shell:
         return Persist(changes=changes, is_urgent=any(one.is_urgent for one in found))
 
     def perform_due(self, now: float) -> None:
-        """Carry out what was collected, which is durable now; a disk that takes no model halts this, too."""
+        """Carry out what was demanded, which is durable now; a disk that takes no model halts this, too."""
         if self._halted is not None and now < self._retry_s:
             return
         for due in self._due:
-            due.is_durable = True
+            due.is_durable = due.is_demanded
         self._silence(now)
         while self._due and self._due[0].is_durable:
             due = self._due.popleft()
@@ -261,19 +261,21 @@ class Shell:
                     try:
                         self._perform(action)
                     except Unwritable as error:
-                        self._due.appendleft(_Due(due.actions[done:], due.arrived, is_durable=True))
+                        self._due.appendleft(_Due(due.actions[done:], due.arrived, is_demanded=True, is_durable=True))
                         self.halt(error, now)
                         return
             except BaseException:
                 self._done(due)
                 raise
             self._done(due)
-        if self._halted is not None:
+        if self._halted is not None and not self._due:
             self._go_on(now)
 
     def halt(self, error: Exception, now: float) -> None:
         """Stand still: what is due must not be done, for the disk has not taken what stands before it."""
         self._retry_s, self._halted_s = now + HALT_RETRY_S, now
+        for due in self._due:
+            due.is_demanded = due.is_durable
         if str(error) != self._halted:
             self._halted = str(error)
             self._world.record(self.node, note("halted", reason=self._halted))
@@ -322,10 +324,20 @@ class Shell:
         if isinstance(event, Arrived) and carries_parts(event.frame.topic):
             self.link.done(event)
         else:
+            if isinstance(event, Arrived) and not event.frame.qos:
+                self._forget_older(event.frame.topic)
             self._heard_while_halted.append(event)
         if isinstance(event, Up):
             self._say_halted()
         self._retry_s = min(self._retry_s, max(now, self._halted_s + _HALT_LEAST_S))
+
+    def _forget_older(self, topic: str) -> None:
+        """Drop what came there before: of states and calls the newest holds, and a disk may be full for a month."""
+        self._heard_while_halted = [
+            event
+            for event in self._heard_while_halted
+            if not (isinstance(event, Arrived) and not event.frame.qos and event.frame.topic == topic)
+        ]
 
     def _go_on(self, now: float) -> None:
         """Take up where the disk failed: say the state that holds, and hear what came meanwhile."""
@@ -405,8 +417,6 @@ class Shell:
                 self._world.counted(node, action)
             case Persist():
                 pass  # made durable before, with all others of its list
-            case KeepResidual():
-                self._world.keep(node, action)
             case Note():
                 self._world.record(node, action)
             case Work():

@@ -71,7 +71,7 @@ class WorkFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bridged:
-    """The bridge between our broker and our parent's is up, or down: nothing that is said to the parent arrives then."""
+    """The bridge to our parent's broker is up, or down: nothing that is said to the parent arrives then."""
 
     is_up: bool
 
@@ -169,14 +169,6 @@ class Persist:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeepResidual:
-    """Keep on disk what coding cut off from the updates accepted so far in this run, for whoever runs here next."""
-
-    run: str
-    residual: Any = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
     """Make this model durable before going on; `lag` is what its way down has not carried yet."""
 
@@ -208,21 +200,7 @@ class RunOver:
     is_drained: bool = False
 
 
-Action = (
-    Send
-    | ClearSlots
-    | Fetch
-    | Work
-    | CancelWork
-    | Counted
-    | Move
-    | Reconnect
-    | Persist
-    | KeepResidual
-    | Save
-    | Note
-    | RunOver
-)
+Action = Send | ClearSlots | Fetch | Work | CancelWork | Counted | Move | Reconnect | Persist | Save | Note | RunOver
 
 
 def note(event: str, **fields: Any) -> Note:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from hfl_mqtt.errors import Malformed, Misuse, Refused
-from hfl_mqtt.protocol.blobs import WINDOW, Corrupted, Full, Keep, Reassembler, in_memory
+from hfl_mqtt.protocol.blobs import WINDOW, Corrupted, Full, Keep, Reassembler, digest, in_memory
 from hfl_mqtt.protocol.messages import (
     AUTO,
     MOVING_EVERY_S,
@@ -132,7 +132,8 @@ class Aggregator:
         """
         saved, self._saved = self._saved, NOTHING
         call, chain = self._ledger.call, self.downlink.chain
-        actions: list[Action] = [note("unreadable", key=key) for key in self.downlink.unreadable]
+        unreadable = [*self.downlink.unreadable, *self._ledger.unreadable]
+        actions: list[Action] = [note("unreadable", key=key) for key in unreadable]
         if call is None:
             return [*self._ledger.flush(), *self.downlink.flush(), *actions]
         if chain is None or (call.phase is Phase.OPEN and chain.manifest != call.model):
@@ -154,11 +155,17 @@ class Aggregator:
         for sender in ongoing.asked:
             self._members[sender] = Member()
         for sender, entry in sorted(ledger.entries.items()):
+            blob = saved.get(f"down/update/{sender}", b"")
             try:
-                ongoing.count(unpack_update(saved.get(f"down/update/{sender}", b"")), sender, entry)
+                if not digest(blob).startswith(entry.identity.blob):
+                    raise Malformed("it is not what was accepted")
+                ongoing.count(unpack_update(blob), sender, entry)
             except (Malformed, Refused) as error:
                 ledger.give_up(sender)
                 actions.append(note("unreadable", key=f"down/update/{sender}", reason=str(error)))
+        if ledger.has_lost:  # whoever was accepted is to hear of it: what it has in its outbox comes again
+            self._last_call = ongoing.call = replace(call, number=call.number + 1)
+            ledger.call_again(ongoing.call)
         return actions
 
     # -------------------------------------------------------------- for the node above
@@ -252,7 +259,9 @@ class Aggregator:
 
     def _begin_round(self, call: RoundCall, tier: Tier, asked: set[str], now: float) -> OpenRound:
         limit, room = self._bounds(tier.codec)
-        if call.late is Late.DROP or self._updates.max_blob != limit:  # else parts that have come still serve
+        last = self._last_call
+        is_of_use = call.late is not Late.DROP and last is not None and last.run == call.run
+        if not is_of_use or self._updates.max_blob != limit:  # else parts that have come still serve
             self._updates = Reassembler(max_blob=limit, max_total=room)
             self._waiting.clear()
         return OpenRound(
@@ -275,6 +284,8 @@ class Aggregator:
     def finish(self, run: str) -> list[Action]:
         """Tell the children that the run is over."""
         actions = self.cancel("the run is over")
+        self._updates.clear()
+        self._waiting.clear()
         if self._last_call is not None and self._last_call.run == run:
             self._last_call = replace(self._last_call, phase=Phase.FINISHED)
             self._ledger.finish(self._last_call)

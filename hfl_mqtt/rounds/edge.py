@@ -56,6 +56,8 @@ FINE = "int8 | zstd"
 
 #: A bridge that is down for less is no reason to work on: the parent may call any moment.
 OFFLINE_AFTER_S = 30.0
+#: So long after connecting, an edge whose bridge was down in its former life takes it as up if it hears nothing of it.
+BRIDGE_WAIT_S = 10.0
 _STATE = "edge/state"
 #: Why an edge fetches a model that it has: what it knows of it are deltas, and only a whole chain can be passed on.
 OUT_OF_RANGE = "the way from the children's model to the parent's has left the range of its numbers: they begin anew"
@@ -112,6 +114,7 @@ class _Standing:
 
     work: EdgeWork | None
     marks: Marks
+    is_down: bool = False
 
 
 class EdgeNode(Node):
@@ -148,8 +151,11 @@ class EdgeNode(Node):
         self._work: EdgeWork | None = None
         #: How far its model is from its parent's, and what coding cut off.
         self.drift = Drift(arithmetic)
-        #: Since when the bridge to the parent is down; and whether an offline round came to nothing since.
+        #: Since when the bridge to the parent is down, when it is taken as up without a word of it, and whether an
+        #: offline round came to nothing since.
         self._down_s: float | None = None
+        self._guess_s: float | None = None
+        self._was_down = False
         self._is_tired = False
         self._pace = Pace()
         self.participant = Participant(
@@ -159,17 +165,18 @@ class EdgeNode(Node):
         self.participant.moving_below_since = self.aggregator.moving_since
         self._unreadable: list[str] = []
         self._orphans: dict[str, Buffer | None] = {}
-        #: What was put down last: the work, the marks, and the rounds that were done.
-        self._stored: tuple[EdgeWork | None, Marks, int] = (None, self.drift.marks, 0)
+        #: What was put down last: the work, the marks, the rounds that were done, and whether the bridge was down.
+        self._stored: tuple[EdgeWork | None, Marks, int, bool] = (None, self.drift.marks, 0, False)
         self._restore(saved)
 
     def _restore(self, saved: Mapping[str, Buffer]) -> None:
         standing, layout = records.read(_Standing, saved.get(_STATE)), self.aggregator.downlink.layout
         try:
-            if standing is not None and layout is not None:
+            if standing is not None and (layout is not None or (standing.work, standing.marks) == (None, Marks())):
                 self.drift.restore(standing.marks, saved, layout)
-                self._work = standing.work
-                self._stored = (self._work, self.drift.marks, self._work.done if self._work is not None else 0)
+                self._work, self._was_down = standing.work, standing.is_down
+                done = self._work.done if self._work is not None else 0
+                self._stored = (self._work, self.drift.marks, done, self._was_down)
                 return
         except (Refused, Malformed) as error:
             self._unreadable.append(f"edge: {error}")
@@ -182,6 +189,9 @@ class EdgeNode(Node):
         """Begin, where a former life was: an edge in the middle of a round goes on with what it had; then it waits."""
         actions: list[Action] = [note("unreadable", key=key) for key in self._unreadable]
         actions += self._pass(self.participant.start(), now)
+        if self._was_down:
+            self._down_s = now - OFFLINE_AFTER_S
+            actions += self._pass(self.participant.bridged(is_up=False, now=now), now)
         doing, participant, aggregator = self._work, self.participant, self.aggregator
         is_known = doing is not None and not doing.is_over
         if is_known and (doing is None or participant.work_id != doing.work_id):
@@ -211,6 +221,7 @@ class EdgeNode(Node):
 
     def _hear(self, event: Event, now: float) -> list[Action]:
         if isinstance(event, Connected):
+            self._guess_s = now + BRIDGE_WAIT_S if self._down_s is not None else None
             actions = self.participant.connected(now)
             return self._pass(actions, now) + self.aggregator.connected(session_present=event.session_present, now=now)
         if isinstance(event, Received):
@@ -232,7 +243,7 @@ class EdgeNode(Node):
         raise Misuse("an edge has no trainer: nothing can have been worked")
 
     def _bridged(self, *, is_up: bool, now: float) -> list[Action]:
-        was_up = self._down_s is None
+        was_up, self._guess_s = self._down_s is None, None
         if is_up == was_up:
             return []
         self._down_s, self._is_tired = None if is_up else now, False
@@ -242,6 +253,8 @@ class EdgeNode(Node):
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for."""
         actions = self._settle(self.aggregator.tick(now), now) + self._pass(self.participant.tick(now), now)
+        if self._guess_s is not None and now >= self._guess_s:
+            actions += self._bridged(is_up=True, now=now)
         if self._can_carry_on and self._is_cut_off(now):
             actions += self._carry_on(now)
         return [*actions, *self._flush(), *self._pace.tick(now), *self._watch(now)]
@@ -254,7 +267,7 @@ class EdgeNode(Node):
     def next_deadline(self) -> float | None:
         """When to call `tick` at the latest."""
         offline_s = self._down_s + OFFLINE_AFTER_S if self._down_s is not None and self._can_carry_on else None
-        own_s = (offline_s, self._pace.next_deadline)
+        own_s = (offline_s, self._guess_s, self._pace.next_deadline)
         deadlines = (self.participant.next_deadline, self.aggregator.next_deadline, *own_s)
         return min((moment for moment in deadlines if moment is not None), default=None)
 
@@ -480,9 +493,10 @@ class EdgeNode(Node):
         self._orphans = {}
         changes |= self.drift.changes(is_continued=doing is not None and self._may_go_on(doing))
         done = doing.done if doing is not None else 0
-        if self._stored != (doing, marks, done):
-            changes[_STATE] = records.pack(_Standing(work=doing, marks=marks))
-            self._stored = (doing, marks, done)
+        now_stands = (doing, marks, done, self._down_s is not None)
+        if self._stored != now_stands:
+            changes[_STATE] = records.pack(_Standing(work=doing, marks=marks, is_down=self._down_s is not None))
+            self._stored = now_stands
         return [Persist(changes=changes)] if changes else []
 
 

@@ -109,7 +109,12 @@ class Ledger:
         self._is_urgent = False
         self._opened = read(_Opened, saved.get("down/round"))
         self._joined: set[str] = set()
+        #: What was saved and cannot be read; whether an update of the open round is gone with it.
+        self.unreadable: list[str] = []
+        self.has_lost = False
         self._restore(saved)
+        if self.call is not None and self.call.phase is Phase.OPEN:
+            self._compare(self.call.round)
 
     def _restore(self, saved: Mapping[str, Buffer]) -> None:
         if "down/round" in saved and self._opened is None:
@@ -120,6 +125,9 @@ class Ledger:
             _, part, sender = [*key.split("/", 2), ""][:3]
             if part == "receipts" and (receipts := read(_Receipts, data)) is not None:
                 self._known[sender] = receipts.identities
+            elif part == "receipts":
+                self.unreadable.append(key)
+                self._changes[key] = None
             elif part == "accepted" and is_open and (entry := read(Entry, data)) is not None:
                 self.entries[sender] = entry
             elif part == "asked" and is_open:
@@ -128,6 +136,20 @@ class Ledger:
                 self._changes[key] = None
         used = {f"down/update/{sender}" for sender in self.entries}
         self._changes.update({key: None for key in ours if key.startswith("down/update/") and key not in used})
+
+    def _compare(self, open_round: tuple[int, ...]) -> None:
+        """Of what a disk has damaged, let what counts be known, and what is not here any more count no more."""
+        for sender, entry in self.entries.items():
+            known = self._known.get(sender, ())
+            if entry.identity not in known:
+                self._know(sender, (*known, entry.identity)[-KNOWN:])
+        for sender, known in list(self._known.items()):
+            here = self.entries[sender].identity if sender in self.entries else None
+            kept = tuple(identity for identity in known if identity.counts_in != open_round or identity == here)
+            if kept != known:
+                self._know(sender, kept)
+                self.unreadable.append(f"down/accepted/{sender}")
+                self.has_lost = True
 
     # -------------------------------------------------------------- the open round
 
@@ -281,6 +303,7 @@ class Ledger:
 
     def give_up(self, sender: str) -> None:
         """Take back an update that can no longer be read."""
+        self.has_lost = True
         entry = self.entries.pop(sender)
         self._know(sender, tuple(known for known in self._known.get(sender, ()) if known != entry.identity))
         self._changes[f"down/accepted/{sender}"] = self._changes[f"down/update/{sender}"] = None

@@ -21,7 +21,6 @@ from hfl_mqtt.rounds.actions import (
     Contribution,
     Counted,
     Event,
-    KeepResidual,
     Move,
     Note,
     Persist,
@@ -124,7 +123,6 @@ class Simulation:
         self.ends: dict[str, RunOver] = {}
         self.saved: list[Save] = []
         self.counted_work: list[tuple[str, str]] = []
-        self.residuals: dict[str, tuple[str, Any]] = {}
         #: All notes, in the order of time.
         self.trace: list[tuple[float, str, Note]] = []
         self._schedule, self._weights, self._start = schedule, weights, start
@@ -233,7 +231,6 @@ class Simulation:
         self.kill(path)
         place = self.places[path]
         place.vault.clear()
-        self.residuals.pop(path, None)
         if path == self.root:
             self._lives += 1
             self._schedule = replace(self._schedule, run=f"{self._first_run}.{self._lives}")
@@ -314,10 +311,6 @@ class Simulation:
                 place.vault[key] = value
         place.waiting.clear()
         self.spark(place, Moment.AFTER_COMMIT)
-
-    def keep(self, node: Node, keep: KeepResidual) -> None:
-        """Keep the residual, for the node's next life."""
-        self.residuals[node.path] = (keep.run, keep.residual)
 
     def reconnect(self, node: Node) -> None:
         """Connect anew, with the will that the node has now."""

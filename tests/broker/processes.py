@@ -68,11 +68,6 @@ class Program:
                 return line
         raise AssertionError(f"it ended and never said {part!r}, only {self.lines}")
 
-    def kill(self) -> None:
-        """Have it gone, whatever it was about. Idempotent."""
-        self._process.kill()
-        self._process.wait(LIMIT_S)
-
     def end(self, number: int | None = signal.SIGINT) -> tuple[int, float]:
         """Send a signal, Ctrl-C as it is, or None; return the exit status and the seconds that the end took."""
         began_s = time.monotonic()
@@ -83,6 +78,10 @@ class Program:
             self.lines.append(line)
         self._thread.join(LIMIT_S)
         return status, time.monotonic() - began_s
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, and go on."""
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         """End it without a word. Idempotent."""

@@ -132,11 +132,11 @@ def _(case: Case) -> None:
     case.wrong[:] = wrong
     case.more |= {"staleness": staleness, "score": with_it, "score_without": without}
     case.happened = (
-        f"{happened}; its contribution entered with staleness {staleness}; unseen RMSE {with_it:.5f}, "
+        f"{happened}; its contribution entered with staleness {staleness[0]}; unseen RMSE {with_it:.5f}, "
         f"with the farm absent {without:.5f}"
     )
-    if staleness != [ROUNDS_AWAY]:
-        case.wrong.append(f"staleness {staleness}, not {ROUNDS_AWAY}")
+    if staleness[0] != ROUNDS_AWAY:
+        case.wrong.append(f"staleness {staleness[0]}, not {ROUNDS_AWAY}")
     if with_it > 1.01 * without:
         case.wrong.append("the metric is worse than with the farm absent")
 

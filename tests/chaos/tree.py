@@ -236,8 +236,9 @@ class Tree(LocalFederation):
         config_path = self.directory / f"{file_name}.yaml"
         config_path.write_text(yaml.safe_dump(document, sort_keys=False))
         command = [sys.executable, "-m", "hfl_mqtt.cli", role, "--config", str(config_path), "--quiet"]
-        wrapped = self.wrap.get(name, lambda plain: plain)(command)
-        self.processes[name] = children.start(wrapped, self.log_path(name), {**os.environ, **self.environment})
+        if name in self.wrap:
+            command = self.wrap[name](command)
+        self.processes[name] = children.start(command, self.log_path(name), {**os.environ, **self.environment})
 
     def state_path(self, name: str) -> Path:
         """Return the state folder of a process."""

@@ -613,6 +613,18 @@ def test_where_the_cloud_and_the_edge_write(folder: Path) -> None:
     assert edge.journal_path() == folder / "state" / "journal.jsonl"
 
 
+def test_holders_of_a_lease_share_a_name_and_have_folders_of_their_own(folder: Path) -> None:
+    shared = load_role(written(EDGE, "lease: {holder: box-1, for: 20 s}"), EdgeConfig)
+    assert shared.lease is not None
+    assert (shared.lease.holder, shared.lease.lasts) == ("box-1", 20.0)
+    assert shared.state_path() == default_state_dir("fed", "cloud/farm-a@box-1")
+    own = load_role(written(EDGE, "state_dir: state\nlease: {holder: box-1}"), EdgeConfig)
+    assert own.state_path() == folder / "state"
+    for mistake, text in {"holder: a/b": "must be one name", "holder: a, for: 1 ms": "for"}.items():
+        with pytest.raises(ConfigError, match=text):
+            load_role(written(EDGE, f"lease: {{{mistake}}}"), EdgeConfig)
+
+
 def test_every_key_of_a_demo_may_be_left_out() -> None:
     assert load_any(written("role: demo")) == DemoConfig()
 

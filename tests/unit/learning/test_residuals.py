@@ -43,7 +43,8 @@ def test_every_node_has_a_file_of_its_own(tmp_path: Path) -> None:
 def test_an_idle_agent_renames_without_numpy() -> None:
     code = (
         "import sys; from pathlib import Path; from hfl_mqtt.learning import residuals; "
-        "residuals.keep(Path('/no/such/folder/x'), 'a' * 16); print([m for m in ('numpy', 'safetensors') if m in sys.modules])"
+        "residuals.keep(Path('/no/such/folder/x'), 'a' * 16); "
+        "print([m for m in ('numpy', 'safetensors') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -117,25 +118,20 @@ def test_another_run_or_another_parent_finds_nothing(path: Path) -> None:
     residuals.save(path, cut_off(1.0), "r1", ABOVE)
     assert residuals.load(path, "r2", ABOVE) is None
     assert residuals.load(path, "r1", "cloud/farm-b") is None
-    assert residuals.run_of(path, ABOVE) == "r1"
-    assert residuals.run_of(path, "cloud/farm-b") is None
 
 
 def test_no_file_and_a_damaged_one_are_nothing(path: Path) -> None:
     assert values(path) is None
-    assert residuals.run_of(path, ABOVE) is None
     residuals.save(path, cut_off(1.0), "r1", ABOVE)
     whole = path.read_bytes()
     for damaged in (b"", b"\xff" * 40, whole[:5], whole[: len(whole) // 2], whole[:-1]):
         path.write_bytes(damaged)
         assert values(path) is None
-        assert residuals.run_of(path, ABOVE) is None
 
 
 def test_a_file_without_tags_is_nothing(path: Path) -> None:
     save_file(cut_off(1.0), path)
     assert values(path) is None
-    assert residuals.run_of(path, ABOVE) is None
 
 
 def test_a_folder_that_cannot_be_written_is_told_with_its_name(tmp_path: Path) -> None:

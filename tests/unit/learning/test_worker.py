@@ -388,5 +388,5 @@ def test_the_residual_of_a_device_is_written_for_its_own_run_and_parent(desk: De
     trained = desk.train(steady(desk, run, "rot1", path, client="cloud/farm-b/pi-07"))
     assert isinstance(trained, Trained)
     accept(path)
-    assert residuals.run_of(path, "cloud/farm-b") == run
-    assert residuals.run_of(path, ABOVE) is None
+    assert residuals.load(path, run, "cloud/farm-b") is not None
+    assert residuals.load(path, run, ABOVE) is None

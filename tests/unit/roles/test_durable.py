@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,6 @@ class Disk:
     def work(self, node: Node, work: Work) -> None: ...
     def cancel(self, node: Node, work_id: str) -> None: ...
     def counted(self, node: Node, counted: Any) -> None: ...
-    def keep(self, node: Node, keep: Any) -> None: ...
     def over(self, node: Node, end: RunOver) -> None: ...
     def move(self, node: Node, move: Any) -> None: ...
     def reconnect(self, node: Node) -> None: ...
@@ -186,6 +186,53 @@ def test_it_is_tried_again_with_the_next_event_but_not_at_every_one() -> None:
     assert shell.next_deadline == 11.0
     shell.feed(event(), 11.0)
     assert "done" in disk.diary
+
+
+def test_what_was_not_demanded_is_not_done_though_the_time_to_try_again_has_come_since() -> None:
+    shell, disk, _ = shell_of([kept("x"), Send(message=said("a"))])
+    disk.is_full = True
+    shell.feed(event(), 0.0)
+    assert shell.demand(HALT_RETRY_S - 0.1) is None
+    shell.perform_due(HALT_RETRY_S + 1.0)  # another node's commit took that long
+    assert said("a") not in disk.diary
+    assert "went_on" not in disk.diary
+    disk.is_full = False
+    shell.tick(HALT_RETRY_S + 1.0)
+    assert [one for one in disk.diary if one in (({"x"}, True), said("a"), "went_on")] == [
+        ({"x"}, True),
+        said("a"),
+        "went_on",
+    ]
+
+
+def test_a_demand_that_failed_is_made_again() -> None:
+    shell, disk, _ = shell_of([kept("x"), Send(message=said("a"))])
+    shell.take(event(), 0.0)
+    assert shell.demand(0.0) is not None
+    shell.halt(Unwritable(FULL), 0.0)
+    shell.perform_due(HALT_RETRY_S)
+    assert said("a") not in disk.diary
+    again = shell.demand(HALT_RETRY_S)
+    assert again is not None
+    assert set(again.changes) == {"x"}
+    shell.perform_due(HALT_RETRY_S)
+    assert said("a") in disk.diary
+
+
+def test_of_what_holds_only_as_it_was_said_last_no_more_than_that_is_kept_while_it_stands_still() -> None:
+    shell, disk, node = shell_of([kept("x")])
+    disk.is_full = True
+    shell.feed(event(), 0.0)
+    states = [State(state=StateName.READY, boot=boot) for boot in range(1, 4)]
+    for boot, state in enumerate(states):
+        for child in ("1", "2"):
+            frame = replace(encode(state, FED, f"{PATH}/{child}"), qos=0)
+            shell.feed(Arrived(frame=frame, token=boot), 0.1)
+        shell.feed(word(said(str(boot)), token=10 + boot), 0.2)
+    disk.is_full = False
+    shell.tick(HALT_RETRY_S)
+    heard = [one.message for one in node.heard if isinstance(one, Received)]
+    assert heard == [said("0"), said("1"), states[2], states[2], said("2")]
 
 
 def test_a_disk_that_takes_no_model_halts_too_and_what_was_done_before_is_not_done_twice() -> None:

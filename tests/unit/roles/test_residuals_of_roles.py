@@ -6,17 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from hfl_mqtt.config.models import EdgeConfig
 from hfl_mqtt.learning import residuals
-from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.protocol.messages import Info
-from hfl_mqtt.roles import edge
 from hfl_mqtt.roles.process import Process
 from hfl_mqtt.roles.shell import Shell
 from hfl_mqtt.roles.workshop import Workshop
-from hfl_mqtt.rounds.actions import Counted, KeepResidual, Note
+from hfl_mqtt.rounds.actions import Counted, Note
 from hfl_mqtt.rounds.client import ClientNode
-from hfl_mqtt.rounds.edge import EdgeNode
 from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.transport.memory import MemoryBroker, MemoryLink
 
@@ -62,26 +58,3 @@ def test_a_workshop_that_keeps_nothing_is_told_in_vain() -> None:
         shell(client(CLIENT), Process(ignore, workshop=workshop)).perform([Counted(work_id="w", payload=UPDATE)])
     finally:
         workshop.close()
-
-
-def test_an_edge_puts_what_it_owes_its_parent_on_disk_and_deletes_what_it_does_not(tmp_path: Path) -> None:
-    path = residuals.path_of(tmp_path, EDGE)
-    node = EdgeNode(path=EDGE, boot=1, info=Info(role="edge", boot=1), arithmetic=TensorArithmetic())
-    own = shell(node, Process(ignore, residual=path))
-    own.perform([KeepResidual(run="r1", residual=OWED)])
-    assert owed(path, "cloud") == [1, 2]
-    assert residuals.run_of(path, "cloud") == "r1"
-    own.perform([KeepResidual(run="r1", residual=None)])
-    assert not path.exists()
-
-
-def test_a_damaged_residual_does_not_keep_an_edge_from_starting(tmp_path: Path) -> None:
-    given = {
-        "role": "edge",
-        "federation": "fed1",
-        "name": EDGE,
-        "broker": {"host": "127.0.0.1"},
-        "state_dir": str(tmp_path),
-    }
-    residuals.path_of(tmp_path, EDGE).write_bytes(b"half a fi")
-    edge.make(EdgeConfig.model_validate(given), ignore)

@@ -11,6 +11,7 @@ from hfl_mqtt.config.models import CloudConfig
 from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.roles import runs
 from hfl_mqtt.roles.runs import Clock, Run
+from hfl_mqtt.rounds.records import pack
 from hfl_mqtt.state.vault import Vault
 
 GIVEN: dict[str, Any] = {
@@ -88,7 +89,7 @@ def test_the_time_of_all_lives_is_added_up(tmp_path: Path) -> None:
     vault = begun(tmp_path)
     clock = Clock(vault.of("cloud"), "cloud")
     assert 0 <= clock.seconds < 5
-    vault.commit({("cloud", runs.SECONDS): runs.pack(runs._Seconds(40.0))})
+    vault.commit({("cloud", runs.SECONDS): pack(runs._Seconds(40.0))})
     clock = Clock(vault.of("cloud"), "cloud")
     assert 40 <= clock.seconds < 45
     written = clock.changes()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hfl_mqtt.protocol.messages import Announce, ModelPart, Phase, RoundCall, UpdatePart, Want, WantModel
+from hfl_mqtt.protocol.messages import Announce, Late, ModelPart, Phase, RoundCall, UpdatePart, Want, WantModel
 from hfl_mqtt.rounds.actions import Action, Fetch, Send
 from hfl_mqtt.rounds.aggregator import Aggregator
 from hfl_mqtt.rounds.following import Following
@@ -71,6 +71,20 @@ def test_the_slot_of_a_child_that_was_lost_while_nobody_waited_is_there_for_the_
     assert granted(cloud.hear(announced(parts), A, 1.0)) == [A]
     cloud.hear(parts[0], A, 2.0)
     cloud.hear(LOST, A, 3.0)
+    assert granted(cloud.hear(announced(parts), B, 4.0)) == [B]
+
+
+def test_what_was_under_way_when_a_run_ended_takes_no_slot_in_the_next() -> None:
+    cloud, parts = with_room_for_one(A, B, quorum=2, late=Late.NEXT)
+    cloud.hear(announced(parts), A, 1.0)
+    assert granted(cloud.hear(announced(parts), B, 2.0)) == []
+    cloud.finish("r")
+    assert cloud.received is None
+    call = said(
+        cloud.open(run="s", round_id=(1,), plan=PLAN, tier=quick(quorum=2, late=Late.NEXT), seed=0, now=3.0), RoundCall
+    )[-1]
+    parts = update_parts(call, DELTA, 1, part_size=200)
+    cloud._updates._max_total = parts[0].size
     assert granted(cloud.hear(announced(parts), B, 4.0)) == [B]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hfl_mqtt.protocol.messages import Late, Tier
+from hfl_mqtt.rounds.actions import Persist
+from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.sim import Fault, Setting, Trial, What, tree_of
 
 CLOUD = Tier(rounds=14, quorum=0.5, open_for_s=600.0, grace_s=5.0, retries=1000, codec="raw", late=Late.DISCOUNT)
@@ -38,3 +40,20 @@ def test_a_thousand_devices_take_part_and_all_of_them_count() -> None:
     result = Trial(Setting(tree=tree_of(10, 1000), tiers=tiers, work_s=(1.0, 10.0))).finish()
     assert result.problems == []
     assert result.client_rounds == 1000
+
+
+class Forgetful(Trial):
+    """Disks that lose one kind of thing."""
+
+    def persist(self, node: Node, changes: Persist) -> None:
+        kept = {key: value for key, value in changes.changes.items() if not key.startswith("down/accepted")}
+        super().persist(node, Persist(changes=kept, is_urgent=changes.is_urgent))
+
+
+def test_an_edge_that_forgets_what_it_accepted_breaks_an_invariant() -> None:
+    # Their own paces: the third is done after 2 s, the others after more than 6.
+    setting = Setting(tree=tree_of(1, 3), tiers=(Tier(rounds=1), Tier(quorum=3, retries=100)), work_s=(1.0, 9.0))
+    killed = Fault(who="cloud/farm-1", what=What.KILL, at_s=5.0, lasts_s=1.0)
+    assert Trial(setting, [killed]).finish().problems == []
+    problems = Forgetful(setting, [killed]).finish().problems
+    assert any("forgot" in problem and "when it was restarted" in problem for problem in problems), problems
