@@ -11,7 +11,7 @@ ARGS ?=
 # One thread of maths per process: several train at once.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check bench fuzz install clean
+.PHONY: help demo test check bench chaos fuzz install clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is

@@ -70,7 +70,7 @@ def _leased(config: EdgeConfig, ready: Opened, lease: LeaseConfig) -> Leased:
         holder=lease.holder,
         for_s=lease.lasts,
         make=lambda epoch, saved: _single(config, shelf, epoch, saved),
-        saved=lambda: ready.vault.of(config.name),
+        saved=lambda: ready.vault.latest(config.name),
     )
 
 

@@ -114,6 +114,8 @@ class CloudNode(Node):
         self._started_s: float | None = None
         #: Whether the run has begun, in whatever life, and whether it has gone on in this one.
         self._is_started = self._is_going = False
+        #: Whether a run that was begun in a former life has waited long enough, and goes on with whoever comes first.
+        self._has_waited = False
         self._was_connected = self._is_paused = self._is_draining = False
         self._is_over = self._is_end_said = False
         self._failure: str | None = None
@@ -198,7 +200,7 @@ class CloudNode(Node):
             return self._scores_due_s if self._scoring else None
         if self._is_over:
             return None if self._is_end_said or self._started_s is None else self._started_s + END_S
-        if self._is_going or self._is_paused or self._started_s is None:
+        if self._is_going or self._is_paused or self._has_waited or self._started_s is None:
             return self.aggregator.next_deadline
         return self._started_s + self._schedule.wait_at_most_s
 
@@ -210,6 +212,9 @@ class CloudNode(Node):
         schedule, present = self._schedule, self.aggregator.present
         if len(present) < schedule.wait_for:
             if now < self._started_s + schedule.wait_at_most_s:
+                return self._say_waiting(present)
+            if not present and self._is_started:  # what was trained is not given up for those who come back late
+                self._has_waited = True
                 return self._say_waiting(present)
             if not present:
                 waited = f"within {schedule.wait_at_most_s:g} s"
@@ -271,7 +276,7 @@ class CloudNode(Node):
             if not was_paused:
                 return [ordered, self._state()]
             if not self._is_going:  # the wait for children begins anew
-                self._started_s = now
+                self._started_s, self._has_waited = now, False
                 return [ordered, self._state(), *self._begin_if_ready(now)]
             return [ordered, self._state(), *(self._go_on(now) if is_idle else [])]
         if order is Order.STOP:
@@ -451,7 +456,7 @@ class CloudNode(Node):
             aggregator = Aggregator(path=self.path, arithmetic=self._arithmetic, boot=self.boot, saved=saved)
             reason = self._why_not_resumed(standing, aggregator.downlink.chain)
             if reason is None:
-                self._resume(standing, aggregator.downlink.chain, saved)
+                self._resume(standing, saved)
                 return aggregator
             self._begun.append(note("not_resumed", run=standing.run, reason=reason))
         useless = [key for key in saved if key.startswith(_OURS) and key != KEY]  # that is written anew
@@ -466,16 +471,18 @@ class CloudNode(Node):
             return "its model cannot be read any more: it begins anew"
         if self._arithmetic.start_digest(chain.keyframe.start) != self._arithmetic.start_digest(self._start):
             return "the task now gives another initial model: it begins anew"
+        try:
+            self._moved = self._arithmetic.moved(chain.model)
+        except Refused as error:
+            return f"its model cannot be read any more: it begins anew ({error})"
         return None
 
-    def _resume(self, standing: Standing, chain: Chain | None, saved: Mapping[str, Buffer]) -> None:
+    def _resume(self, standing: Standing, saved: Mapping[str, Buffer]) -> None:
         self.version, self.stopped = standing.version, standing.stopped
         self._is_started, self._is_paused = standing.is_started, standing.is_paused
         self._is_scoring_last, self._is_over = standing.is_scoring_last, standing.is_over
         self._failure, self.moved = standing.failure, dict(standing.moved)
         self.history = read_history(saved, self.version + 1)
-        if chain is not None:
-            self._moved = self._arithmetic.moved(chain.model)
         if self._moved is not None:
             self.weights = self._arithmetic.place(self._initial, self._moved)
         self._begun.append(note("resumed", run=standing.run, version=self.version))

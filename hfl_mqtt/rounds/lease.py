@@ -287,7 +287,8 @@ class Leased(Node):
         if epoch <= self._memory.foreign:
             return []
         self._memory = replace(self._memory, foreign=epoch)
-        return [Persist(changes={_MEMORY: records.pack(self._memory)}, is_urgent=False)]
+        # A standby commits nothing else that this could go with; who leads must step down whatever its disk says.
+        return [Persist(changes={_MEMORY: records.pack(self._memory)}, is_urgent=self.node is None)]
 
     # -------------------------------------------------------------- the lease
 

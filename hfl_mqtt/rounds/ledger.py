@@ -16,7 +16,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from hfl_mqtt.protocol.messages import Announce, Buffer, Phase, Receipt, RoundCall, Tier, UpdatePart, round_text
+from hfl_mqtt.protocol.messages import (
+    Announce,
+    Buffer,
+    Phase,
+    Receipt,
+    RoundCall,
+    RoundId,
+    RunId,
+    ShortDigest,
+    Tier,
+    UpdatePart,
+    round_text,
+)
 from hfl_mqtt.rounds.actions import Note, Persist, note
 from hfl_mqtt.rounds.records import pack, read
 
@@ -29,12 +41,12 @@ class Identity:
     """What an update answers. Whatever says the same run, round and base is the same update, though its bytes differ:
     who lost its disk may have worked once more."""
 
-    run: str
-    round: tuple[int, ...]
-    base: str
-    blob: str
+    run: RunId
+    round: RoundId
+    base: ShortDigest
+    blob: ShortDigest
     #: The round in which it counts: its own, or where it came late, a later one.
-    counts_in: tuple[int, ...]
+    counts_in: RoundId
 
     @classmethod
     def of(cls, said: UpdatePart | Announce, counts_in: tuple[int, ...]) -> Identity:
@@ -79,7 +91,7 @@ class _Receipts:
 
     run: str
     #: Round, base, blob, and the round in which it counts.
-    known: tuple[tuple[tuple[int, ...], str, str, tuple[int, ...]], ...]
+    known: tuple[tuple[RoundId, ShortDigest, ShortDigest, RoundId], ...]
 
     @classmethod
     def of(cls, identities: tuple[Identity, ...]) -> _Receipts:
@@ -118,12 +130,15 @@ class Ledger:
 
     def _restore(self, saved: Mapping[str, Buffer]) -> None:
         if "down/round" in saved and self._opened is None:
+            self.unreadable.append("down/round")
             self._changes["down/round"] = None
         is_open = self.call is not None and self.call.phase is Phase.OPEN
         ours = {key: data for key, data in saved.items() if key.startswith("down/")}
         for key, data in ours.items():
             _, part, sender = [*key.split("/", 2), ""][:3]
-            if part == "receipts" and (receipts := read(_Receipts, data)) is not None:
+            if part == "receipts" and self._opened is None:
+                self._changes[key] = None  # what counted in a round that nobody knows is asked for again
+            elif part == "receipts" and (receipts := read(_Receipts, data)) is not None:
                 self._known[sender] = receipts.identities
             elif part == "receipts":
                 self.unreadable.append(key)
@@ -139,17 +154,15 @@ class Ledger:
 
     def _compare(self, open_round: tuple[int, ...]) -> None:
         """Of what a disk has damaged, let what counts be known, and what is not here any more count no more."""
-        for sender, entry in self.entries.items():
-            known = self._known.get(sender, ())
-            if entry.identity not in known:
+        for sender in sorted(self.entries.keys() | self._known.keys()):
+            entry, known = self.entries.get(sender), self._known.get(sender, ())
+            told = [identity for identity in known if identity.counts_in == open_round]
+            if entry is not None and not told:  # the identities are what was damaged
                 self._know(sender, (*known, entry.identity)[-KNOWN:])
-        for sender, known in list(self._known.items()):
-            here = self.entries[sender].identity if sender in self.entries else None
-            kept = tuple(identity for identity in known if identity.counts_in != open_round or identity == here)
-            if kept != known:
-                self._know(sender, kept)
+            elif told and (entry is None or told != [entry.identity]):
                 self.unreadable.append(f"down/accepted/{sender}")
-                self.has_lost = True
+                self._know(sender, tuple(identity for identity in known if identity not in told))
+                self._drop(sender)
 
     # -------------------------------------------------------------- the open round
 
@@ -303,10 +316,9 @@ class Ledger:
 
     def give_up(self, sender: str) -> None:
         """Take back an update that can no longer be read."""
-        self.has_lost = True
-        entry = self.entries.pop(sender)
+        entry = self.entries[sender]
         self._know(sender, tuple(known for known in self._known.get(sender, ()) if known != entry.identity))
-        self._changes[f"down/accepted/{sender}"] = self._changes[f"down/update/{sender}"] = None
+        self._drop(sender)
 
     def forget(self) -> None:
         """Drop everything: it belongs to a model that is not here."""
@@ -324,6 +336,11 @@ class Ledger:
         self._opened = opened
         self._changes["down/round"] = pack(opened)
         self._is_urgent |= is_urgent
+
+    def _drop(self, sender: str) -> None:
+        self.has_lost = True
+        self.entries.pop(sender, None)
+        self._changes[f"down/accepted/{sender}"] = self._changes[f"down/update/{sender}"] = None
 
     def _know(self, sender: str, identities: tuple[Identity, ...]) -> None:
         self._known[sender] = identities

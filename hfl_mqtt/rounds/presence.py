@@ -45,7 +45,7 @@ class Presence:
 
     def is_cloned(self) -> None:
         """Take it that another program keeps connecting under our name."""
-        self._trouble = f"another board is called {self._path} too: give each its own name"
+        self._trouble = f"another board seems to be called {self._path} too: give each its own name"
 
     def called(self) -> None:
         """Take it that the parent works with those it knows; our answer will tell it of us."""

@@ -186,7 +186,8 @@ def _schedule_one(simulation: Simulation, fault: Fault, path: str) -> None:
         return
     turns = [fault.at_s]
     if fault.every_s:
-        turns += [fault.at_s + n * fault.every_s for n in range(1, int(fault.lasts_s / fault.every_s) + 1)]
+        later = (fault.at_s + n * fault.every_s for n in range(1, int(fault.lasts_s / fault.every_s) + 1))
+        turns += [at_s for at_s in later if at_s < fault.ends_s - 1e-6]  # at the end it is mended, and stays so
     for n, at_s in enumerate(turns):
         simulation.at(at_s, mend if n % 2 else strike)
     simulation.at(fault.ends_s, mend)

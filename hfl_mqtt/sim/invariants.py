@@ -66,6 +66,7 @@ class Ledger:
         #: Of training, by aggregator: who entered the model how often.
         self.entered: dict[str, int] = {}
         self._books: dict[str, _Book] = {}
+        self._led: set[str] = set()
         self._receipts: list[tuple[str, str, str, str]] = []
 
     @classmethod
@@ -79,6 +80,11 @@ class Ledger:
     def add(self, record: Mapping[str, Any]) -> None:
         """Read one more record."""
         node, event = record["node"], record["event"]
+        if event in ("restored", "opened") and node in self._led:
+            # Who leads a place once more, and does not say what it restored, knows nothing: another led in between.
+            self._led.remove(node)
+            if event == "opened":
+                self._wiped(node)
         if event == "accepted" and "sender" in record:
             self._accepted(node, record)
         elif event == "accepted":
@@ -96,6 +102,8 @@ class Ledger:
             self._delta(node, record)
         elif event == "wiped":
             self._wiped(node)
+        elif event == "leads":
+            self._led.add(node)
         elif event == "killed":
             self._book(node).kills += 1
 

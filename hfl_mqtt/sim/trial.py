@@ -220,7 +220,7 @@ class Trial(Simulation):
         """Let the listener hear it."""
         super().record(node, entry)
         if self.listener is not None:
-            self.listener(self.now_s, node.path, entry)
+            self.listener(self.now_s, node.client_id, entry)
 
     # -------------------------------------------------------------- inside
 

@@ -6,6 +6,9 @@
 
 A commit is all or nothing, also under a pulled plug. A value in a file of its own is never changed: a new one gets a
 new number, the old one is removed once nothing names it, and what a crash left unnamed is swept at the next start.
+
+Each value has a checksum, for an SD card may give back other bytes than it took: what is not what was written when a
+vault is opened is taken as never kept.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import logging
 import mmap
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -37,7 +41,9 @@ _FRAME = _PAGE + 24
 _LOG_BYTES = 2**20
 #: A large value is written in steps of so much; a mapped one takes no more memory than that.
 _STEP = 2**20
-_VERSION = 1
+_VERSION = 2
+#: Of a row: the value, or the number of the file that holds it; its checksum.
+_Row = tuple[Buffer | None, int | None, int]
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +75,12 @@ class Vault:
     def of(self, node: str) -> Mapping[str, Buffer]:
         """Return what the node's former life kept, by key. A value is read when it is asked for, a large one mapped."""
         return Kept(self._database, self._directory, node)
+
+    def latest(self, node: str) -> dict[str, Buffer]:
+        """Return what a node has kept, what waits too: for who goes on within this process, where that comes later."""
+        found: dict[str, Buffer | None] = dict(self.of(node))
+        found |= {key: value for (who, key), value in self._waiting.items() if who == node}
+        return {key: value for key, value in found.items() if value is not None}
 
     def commit(self, changes: Changes) -> None:
         """Make changes durable, with all that waits: all of them or none.
@@ -118,19 +130,18 @@ class Vault:
 
     # -------------------------------------------------------------- writing
 
-    def _placed(self, value: Buffer | None, made: list[Path]) -> tuple[Buffer | None, int | None] | None:
-        """Return what stands in the row of a value: itself, or the number of a file that now holds it."""
+    def _placed(self, value: Buffer | None, made: list[Path]) -> _Row | None:
+        """Return what stands in the row of a value: itself, or the number of a file that now holds it; its checksum."""
         if value is None:
             return None
         if len(value) <= LARGE:
-            return value, None
+            return value, None, zlib.crc32(value)
         number, self._next_large = self._next_large, self._next_large + 1
         path = self._directory / _name_of(number)
         made.append(path)
-        _write_large(path, memoryview(value).cast("B"))
-        return None, number
+        return None, number, _write_large(path, memoryview(value).cast("B"))
 
-    def _write(self, values: Mapping[tuple[str, str], tuple[Buffer | None, int | None] | None]) -> list[int]:
+    def _write(self, values: Mapping[tuple[str, str], _Row | None]) -> list[int]:
         """Write rows in one transaction, and return the numbers of the files that they no longer name."""
         database, log = self._database, self._directory / f"{DATABASE}-wal"
         before, gone = _size(log), list[int]()
@@ -142,7 +153,7 @@ class Vault:
                 if value is None:
                     database.execute("DELETE FROM kept WHERE node = ? AND key = ?", (node, key))
                 else:
-                    database.execute("REPLACE INTO kept VALUES (?, ?, ?, ?)", (node, key, *value))
+                    database.execute("REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", (node, key, *value))
             database.execute("COMMIT")
         except BaseException:
             if database.in_transaction:
@@ -200,11 +211,11 @@ class Vault:
                 raise sqlite3.DatabaseError(found)
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, _VERSION):
-                raise HflError(f"{path}: a later version of hfl-mqtt wrote it: install that, or delete the folder")
+                raise HflError(f"{path}: another version of hfl-mqtt wrote it: install that, or delete the folder")
             if not version:
                 database.execute(
                     "CREATE TABLE IF NOT EXISTS kept (node TEXT, key TEXT, value BLOB, large INTEGER, "
-                    "PRIMARY KEY (node, key)) WITHOUT ROWID"
+                    "crc INTEGER, PRIMARY KEY (node, key)) WITHOUT ROWID"
                 )
                 database.execute(f"PRAGMA user_version = {_VERSION}")
         except BaseException:
@@ -228,19 +239,22 @@ class Vault:
         return [path for path in self._directory.iterdir() if path.suffix == _SUFFIX]
 
     def _sweep(self) -> None:
-        """Remove large values that no row names, and rows whose large value is gone."""
-        named = {number for (number,) in self._database.execute("SELECT large FROM kept WHERE large IS NOT NULL")}
-        whole = set[int | None]()
+        """Remove large values that no row names, and rows whose value is gone or is not what was written."""
+        named, lost = set[int](), list[tuple[str, str]]()
+        for node, key, value, number, crc in self._database.execute("SELECT * FROM kept ORDER BY node, key"):
+            if (zlib.crc32(value) if number is None else _crc(self._directory / _name_of(number))) != crc:
+                lost.append((node, key))
+            elif number is not None:
+                named.add(number)
         for path in self._large():
-            if _number_of(path) in named and _size(path) > LARGE:
-                whole.add(_number_of(path))
-            else:
+            if _number_of(path) not in named:
                 path.unlink(missing_ok=True)
-        if lost := named - whole:
-            self.damage = f"{self._directory}: {len(lost)} large values are gone, and taken as never kept"
+        if lost:
+            keys = ", ".join(key for _, key in lost[:5]) + (" and more" if len(lost) > 5 else "")
+            self.damage = f"{self._directory}: the disk has damaged or lost {keys}: taken as never kept"
             _log.error("%s", self.damage)
-            marks = ", ".join("?" * len(lost))
-            self._database.execute(f"DELETE FROM kept WHERE large IN ({marks})", sorted(lost))  # noqa: S608 - marks
+            for row in lost:
+                self._database.execute("DELETE FROM kept WHERE node = ? AND key = ?", row)
 
 
 class Kept(Mapping[str, Buffer]):
@@ -307,16 +321,35 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _write_large(path: Path, value: memoryview) -> None:
-    """Write a file and force it to the disk, a step at a time, so that a mapped value never is in memory as a whole."""
+def _write_large(path: Path, value: memoryview) -> int:
+    """Write a file and force it to the disk, a step at a time, so that a mapped value never is in memory as a whole.
+
+    Returns:
+        Its checksum.
+    """
+    crc = 0
     with path.open("xb", buffering=0) as file:
         for start in range(0, len(value), _STEP):
             left = value[start : start + _STEP]
+            crc = zlib.crc32(left, crc)
             while left:
                 left = left[file.write(left) :]
             _let_go(value)
         os.fsync(file.fileno())
     files.worn.add(len(value), forced=1)
+    return crc
+
+
+def _crc(path: Path) -> int | None:
+    """Return the checksum of a file, None where it cannot be read."""
+    crc = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while step := file.read(_STEP):
+                crc = zlib.crc32(step, crc)
+    except OSError:
+        return None
+    return crc
 
 
 def _let_go(value: memoryview) -> None:

@@ -594,7 +594,7 @@ class MqttLink:
         is_taken = self._takeovers.ended(now_s, lived_s=lived_s, is_said=is_said, is_easy=is_easy)
         pause_s = self._takeovers.pause_s if is_taken else None
         if pause_s is not None:
-            self._report_down(reasons.cloned(self._account, pause_s), is_cloned=True)
+            self._report_down(reasons.cloned(self._account, pause_s, is_said=is_said), is_cloned=True)
             self._retry_later(pause_s=pause_s)
             return
         reason = reasons.lost(self._account, code, by_broker=by_broker, short_lives=self._short_lives)

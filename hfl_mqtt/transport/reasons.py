@@ -46,11 +46,12 @@ def is_silence(code: ReasonCode) -> bool:
     return code.value == _KEEP_ALIVE
 
 
-def cloned(account: Account, pause_s: float) -> str:
-    """Why a link stays away that was taken over again and again."""
+def cloned(account: Account, pause_s: float, *, is_said: bool) -> str:
+    """Why a link stays away that was taken over again and again, as the broker said or as it looks."""
+    doubt = "" if is_said else ", or something on the way cuts each connection"
     return (
-        f"another program keeps connecting to {_place(account)} as {account.user!r}: give each board its own name; "
-        f"the next try is in about {pause_s:.0f} s"
+        f"another program keeps connecting to {_place(account)} as {account.user!r}{doubt}: "
+        f"give each board its own name; the next try is in about {pause_s:.0f} s"
     )
 
 

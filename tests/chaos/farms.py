@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from hfl_mqtt.config.models import DemoConfig, TaskConfig
 from hfl_mqtt.ops.federation import RunPlan
 from hfl_mqtt.ops.scenario import scenario
-from tests.chaos.rows import PEER_EDGE, PEER_EDGE_BACK, Case, row
+from hfl_mqtt.protocol.messages import Kind
+from tests.chaos.rows import PEER_CLOUD, PEER_EDGE, PEER_EDGE_BACK, Case, row
 from tests.chaos.tree import A1, EDGE_A, FEDERATION, Tree, plan, wait_until
 
 LEASE_S = 5
 STANDBY = f"{EDGE_A}#2"
 #: How long a farm is cut off, in global rounds.
 ROUNDS_AWAY = 10
+#: Global rounds of that run.
+AWAY_OF = 20
+#: Bytes per second of the other farm's link meanwhile.
+SLOW = 60_000.0
 
 
 def _lease(holder: str) -> dict[str, Any]:
@@ -108,15 +114,28 @@ def _soil(rounds: int, cloud: Mapping[str, Any], edges: Mapping[str, Any]) -> Ru
 
 @row("soil-edge", "soil moisture, 8 rounds: edge killed, back at once, five times", "any", peer=PEER_EDGE_BACK)
 def _(case: Case) -> None:
+    _kill_five_times(case, "edge")
+
+
+@row("soil-cloud", "soil moisture, 8 rounds: cloud killed, back at once, 6 times", "any, and scoring", peer=PEER_CLOUD)
+def _(case: Case) -> None:
+    _kill_five_times(case, "cloud")
+
+
+def _kill_five_times(case: Case, role: str) -> None:
+    """Kill after each of the first rounds, and the cloud once more while devices score the last model."""
     patient = {"quorum": "100 %", "open_for": "3 min", "late": "next"}
     with case.running(_soil(8, patient, patient)) as tree:
-        edge = f"cloud/{tree.plan.farms[0].name}"
+        name = "cloud" if role == "cloud" else f"cloud/{tree.plan.farms[0].name}"
         for number in range(1, 6):
             tree.await_closed(number)
-            tree.kill(edge)
-            tree.restart(edge)
-        with case.recovery(tree):
-            pass
+            tree.kill(name)
+            with case.recovery(tree):
+                tree.restart(name)
+        if name == "cloud":
+            tree.note("cloud", "opened", kind=Kind.EVALUATE.value)
+            tree.kill(name)
+            tree.restart(name)
         case.finish(tree, "")
         scores = json.loads((tree.out / "summary.json").read_text())["history"][-1]
         case.more["scores"] = scores
@@ -142,28 +161,51 @@ def _(case: Case) -> None:
 
 
 def _unseen(case: Case, *, is_back: bool) -> dict[str, Any]:
-    """Run with a farm that is cut off in round 3, and is back in round 13 or never; return how it came out."""
+    """Run with a farm that is cut off after a round, and is back ten later or never; return how it came out."""
     cloud = {"mode": "async", "buffer": 1, "open_for": "3 min", "max_staleness": 20}
     edges = {"quorum": "100 %", "open_for": "3 min", "offline_rounds": ROUNDS_AWAY}
-    with case.running(_soil(ROUNDS_AWAY + 6, cloud, edges)) as tree:
+    with case.running(_soil(AWAY_OF, cloud, edges)) as tree:
         gone, there = (farm.name for farm in tree.plan.farms)
-        tree.await_closed(2)
-        tree.relays[gone].cut()
-        last = max(int(note["round"][1:]) for note in tree.notes("cloud", "accepted", sender=f"cloud/{gone}"))
-        back_in = last + 1 + ROUNDS_AWAY
+        # Else a round is over in less time than it takes to look.
+        tree.relays[there].rate_bytes_per_s = SLOW
+        with _in_training(tree, gone) as number:
+            tree.relays[gone].cut()
+        back_in = number + ROUNDS_AWAY
         if is_back:
             tree.note("cloud", "opened", round=f"g{back_in}")
-            clients = [tree.processes[name] for name in tree.processes if name.startswith(f"cloud/{there}/")]
-            for process in clients:
-                os.kill(process.pid, signal.SIGSTOP)
+            _signal(tree, there, signal.SIGSTOP)
             with case.recovery(tree):
+                tree.relays[there].rate_bytes_per_s = None
                 tree.relays[gone].restore()
-                tree.until(
-                    lambda: tree.notes("cloud", "accepted", sender=f"cloud/{gone}", late=True), "the late contribution"
-                )
-                for process in clients:
-                    os.kill(process.pid, signal.SIGCONT)
+                tree.note("cloud", "accepted", sender=f"cloud/{gone}", late=True)
+                _signal(tree, there, signal.SIGCONT)
         case.finish(tree, "the farm went on alone, and handed one contribution in" if is_back else "")
         late = [note["staleness"] for note in tree.notes("cloud", "accepted", sender=f"cloud/{gone}", late=True)]
         scores = json.loads((tree.out / "summary.json").read_text())["history"][-1]
         return {"score": next(value for name, value in scores.items() if name.startswith("unseen")), "staleness": late}
+
+
+@contextmanager
+def _in_training(tree: Tree, farm: str) -> Iterator[int]:
+    """Freeze a farm's devices in the middle of one of its rounds, and yield the global round that it belongs to."""
+    edge, seen = f"cloud/{farm}", 0
+    tree.note("cloud", "accepted", sender=edge)
+    while True:
+        tree.until(lambda: len(tree.notes(edge, "opened")) > seen, f"a round of {farm}")
+        _signal(tree, farm, signal.SIGSTOP)
+        opened = tree.notes(edge, "opened")
+        if len(opened) > len(tree.notes(edge, "closed")) and not tree.notes(
+            edge, "accepted", round=opened[-1]["round"]
+        ):
+            break
+        _signal(tree, farm, signal.SIGCONT)
+        seen = len(opened)
+    yield int(opened[-1]["round"].partition(".")[0][1:])
+    _signal(tree, farm, signal.SIGCONT)
+
+
+def _signal(tree: Tree, farm: str, number: signal.Signals) -> None:
+    """Send a signal to all processes of a farm's devices."""
+    for name, process in tree.processes.items():
+        if name.startswith(f"cloud/{farm}/"):
+            os.kill(process.pid, number)

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -96,9 +97,9 @@ class Case:
         with running(what, self.directory / str(self._count), **options) as tree:
             try:
                 yield tree
-            except HflError as error:
-                self.wrong.append(str(error))
+            except (HflError, AssertionError):
                 self._look_at(tree)
+                raise
 
     @contextmanager
     def recovery(self, tree: Tree, limit_s: float = LIMIT_S) -> Iterator[None]:
@@ -168,8 +169,10 @@ class Row:
         case = Case(directory, options)
         try:
             self.act(case)
-        except (HflError, AssertionError) as error:
-            case.wrong.append(str(error) or type(error).__name__)
+        except HflError as error:
+            case.wrong.append(str(error))
+        except Exception:  # noqa: BLE001 - told in the table, and the other rows go on
+            case.wrong.append(traceback.format_exc(limit=-2))
         if case.wrong or case.audit.lost or case.audit.twice or case.audit.odd or options.is_kept:
             case.more["directory"] = str(directory)
         outcome = Outcome(

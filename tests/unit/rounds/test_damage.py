@@ -92,6 +92,23 @@ def test_an_accepted_update_that_cannot_be_read_is_called_for_again_and_counts_o
     assert values(outcome.step) == [4.0]
 
 
+def test_whatever_byte_of_a_record_is_another_each_update_counts_once() -> None:
+    held: Held = {}
+    opened(held)
+    for key in (f"down/accepted/{A}", f"down/receipts/{A}"):
+        for place in range(len(held[key])):
+            data = bytearray(held[key])
+            data[place] ^= 1
+            worn = {**held, key: bytes(data)}
+            aggregator, _ = next_life(worn)
+            (again,) = said(aggregator.connected(session_present=True, now=11.0), RoundCall)
+            for child in (A, A, B):
+                take(worn, aggregator.hear(*answer(again, child), 12.0))
+            outcome = aggregator.take_outcome()
+            assert outcome is not None, (key, place)
+            assert values(outcome.step) == [4.0], (key, place)
+
+
 @pytest.mark.parametrize("late", list(Late))
 def test_an_update_whose_receipt_cannot_be_read_does_not_count_twice(late: Late) -> None:
     held: Held = {}
@@ -103,6 +120,29 @@ def test_an_update_whose_receipt_cannot_be_read_does_not_count_twice(late: Late)
     (receipt,) = said(take(held, aggregator.hear(*answer(again, A), 12.0)), Receipt)
     assert receipt.accepted
     take(held, aggregator.hear(*answer(again, B), 13.0))
+    outcome = aggregator.take_outcome()
+    assert outcome is not None
+    assert values(outcome.step) == [4.0]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+def test_where_the_open_round_is_not_known_any_more_all_its_updates_are_asked_for_again(damage: str) -> None:
+    held: Held = {}
+    opened(held)
+    if damage == "gone":
+        del held["down/round"]
+    else:
+        held["down/round"] = DAMAGES[damage](held["down/round"])
+    aggregator, begun = next_life(held)
+    assert ("unreadable" in notes(begun)) == (damage != "gone")
+    assert not aggregator.is_open
+    assert not [key for key in held if key.startswith("down/")]
+    for child in (A, B):
+        aggregator.hear(READY, child, 11.0)
+    actions = aggregator.open(run="r", round_id=(1,), plan=PLAN, tier=quick(quorum=1.0), seed=0, now=12.0)
+    (call,) = said(take(held, actions), RoundCall)
+    for child in (A, B):
+        take(held, aggregator.hear(*answer(call, child), 13.0))
     outcome = aggregator.take_outcome()
     assert outcome is not None
     assert values(outcome.step) == [4.0]

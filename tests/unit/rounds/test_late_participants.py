@@ -392,7 +392,7 @@ def test_a_board_with_a_double_says_so_until_a_quarter_of_an_hour_has_passed() -
     node.handle(Connected(), 0.0)
     node.handle(Lost(is_cloned=True), 1.0)
     (state,) = said(node.handle(Connected(), 10.0), State)
-    assert state.reason == "another board is called cloud/a/pi too: give each its own name"
+    assert state.reason == "another board seems to be called cloud/a/pi too: give each its own name"
     assert said(node.tick(25.0), State) == [state], "it stands in every state it says"
     (cleared,) = said(node.tick(910.0), State)[-1:]
     assert cleared == State(state=StateName.READY, boot=1)

@@ -154,6 +154,20 @@ def test_a_cloud_that_has_no_open_round_is_drained_at_once() -> None:
     assert of(life.order(Order.DRAIN), RunOver) == [RunOver(run="r", is_drained=True)]
 
 
+def test_a_run_that_was_begun_is_not_given_up_where_no_child_is_there_after_a_restart() -> None:
+    life = running()
+    life.order(Order.DRAIN)
+    life.answer()
+    after = life.next_life()
+    after.take(after.node.handle(Connected(session_present=True), 1.0))
+    due_s = after.node.next_deadline
+    assert due_s is not None
+    assert not of(after.take(after.node.tick(due_s)), RunOver)
+    assert after.node.next_deadline is None  # whoever comes first wakes it
+    late = after.take(after.node.handle(Received(message=READY, sender=A), 5000.0))
+    assert opened(late) == [(2,)]
+
+
 @pytest.mark.parametrize("order", list(Order))
 def test_an_order_to_another_run_is_answered_and_not_obeyed(order: Order) -> None:
     life = running()

@@ -56,6 +56,13 @@ def test_a_fault_with_turns_comes_and_goes_and_is_mended_at_the_end() -> None:
     assert seen == [False, True, False, True, False]
 
 
+def test_a_fault_whose_last_turn_falls_on_its_end_is_mended_for_good() -> None:
+    trial = Trial(SETTING, [Fault(who=DEVICE, what=What.LINK, at_s=5.322, lasts_s=3.246, every_s=0.541)])
+    trial.start()
+    trial.run(until_s=9.0)
+    assert not trial.places[DEVICE].is_cut_off
+
+
 def test_a_pattern_befalls_all_of_them() -> None:
     trial = Trial(SETTING, [Fault(who="cloud/farm-1/*", what=What.KILL, at_s=0.5)])
     trial.start()

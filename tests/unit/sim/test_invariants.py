@@ -115,3 +115,11 @@ def test_who_is_killed_may_have_sent_one_receipt_that_it_could_not_note() -> Non
     killed = {"node": EDGE, "event": "killed"}
     assert Ledger.of([killed, receipts[0]]).check() == []
     assert len(Ledger.of([killed, *receipts]).check()) == 1
+
+
+def test_who_leads_a_place_once_more_without_its_memory_begins_a_new_book() -> None:
+    box = f"{EDGE}@box-1"
+    once = [{**record, "node": box} for record in (accepted("1", "x"), closed({"1": "x"}))]
+    leads, opened = said("leads", box), said("opened", box)
+    assert Ledger.of([*once, leads, opened, *once]).check() == []
+    assert Ledger.of([*once, leads, said("restored", box, updates={}), opened, *once]).check() != []

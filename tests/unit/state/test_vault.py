@@ -60,11 +60,13 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_what_may_wait_goes_with_the_next_commit_or_the_end(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
     vault.wait({(A, "a"): bytearray(b"1"), (A, "b"): b"2"})
-    vault.wait({(A, "b"): b"3"})
+    vault.wait({(A, "b"): b"3", (B, "b"): b"9"})
     assert kept(vault) == {}
+    assert vault.latest(A) == {"a": b"1", "b": b"3"}
     vault.commit({(A, "c"): b"4"})
     assert kept(vault) == {"a": b"1", "b": b"3", "c": b"4"}
     vault.wait({(A, "a"): None})
+    assert vault.latest(A) == {"b": b"3", "c": b"4"}
     vault.close()
     vault = Vault(tmp_path)
     assert kept(vault) == {"b": b"3", "c": b"4"}
@@ -100,7 +102,7 @@ def test_what_a_crash_left_unnamed_is_swept_and_what_it_names_in_vain_is_told(tm
     (tmp_path / "1.big").write_bytes(b"cut short")
     vault = Vault(tmp_path)
     assert kept(vault) == {"n": BIG, "o": b"1"}
-    assert "1 large values are gone" in vault.damage
+    assert "damaged or lost m" in vault.damage
     assert [file.name for file in tmp_path.glob("*.big")] == ["2.big"]
     vault.commit({(A, "m"): BIG})
     assert kept(vault)["m"] == BIG
@@ -203,13 +205,32 @@ def test_a_damaged_database_is_laid_aside_loudly_and_the_node_begins_anew(tmp_pa
     vault.close()
 
 
+@pytest.mark.parametrize("size", [100, LARGE + 1])
+def test_a_value_that_is_not_what_was_written_is_told_and_taken_as_never_kept(tmp_path: Path, size: int) -> None:
+    vault = Vault(tmp_path)
+    vault.commit({("a", "worn"): b"x" * size, ("a", "whole"): b"y" * size})
+    vault.close()
+    if size > LARGE:
+        path = tmp_path / "1.big"
+        path.write_bytes(b"X" + path.read_bytes()[1:])
+    else:
+        with sqlite3.connect(tmp_path / DATABASE) as database:
+            database.execute("UPDATE kept SET value = ? WHERE key = 'worn'", (b"X" + b"x" * (size - 1),))
+        database.close()
+    for damage in (True, False):
+        vault = Vault(tmp_path)
+        assert ("damaged or lost worn" in vault.damage) == damage
+        assert [(key, bytes(value)) for key, value in vault.of("a").items()] == [("whole", b"y" * size)]
+        vault.close()
+
+
 def test_a_later_release_is_told_and_nothing_is_laid_aside(tmp_path: Path) -> None:
     Vault(tmp_path).close()
     with sqlite3.connect(tmp_path / DATABASE) as database:
-        database.execute("PRAGMA user_version = 2")
+        database.execute("PRAGMA user_version = 3")
     database.close()
     for _ in range(2):  # the lock is given back
-        with pytest.raises(HflError, match="a later version of hfl-mqtt wrote it"):
+        with pytest.raises(HflError, match="another version of hfl-mqtt wrote it"):
             Vault(tmp_path)
     assert not (tmp_path / f"{DATABASE}.damaged").exists()
 
