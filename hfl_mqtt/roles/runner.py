@@ -141,7 +141,7 @@ class Runner:
             return
         self._has_left = True
         try:
-            self._attempt(self.shell.leave)
+            self._attempt(partial(self.shell.leave, time.monotonic()))
         finally:
             self.shell.link.hang_up()
 

@@ -191,19 +191,19 @@ class Shell:
         self.look(now)
         self._settle(now)
 
-    def leave(self) -> None:
+    def leave(self, now: float) -> None:
         """Say the last figures and goodbye, and hang up: whoever watches sees this node leave, not vanish."""
         self._heard_while_halted.clear()
-        self._retry_s = 0.0
+        self._retry_s = now
         try:
-            self._settle(0.0)  # what is due already, and once more what could not be done
+            self._settle(now)  # what is due already, and once more what could not be done
             if self._halted is None:
                 last: list[Action] = []
                 if self.last_metrics:
                     last.append(Send(message=Metrics(values=dict(self.last_metrics))))
                 self._due.append(_Due([*last, *self.node.leave()]))
-                self._settle(0.0)
-            if self._halted is not None and self.node.may_speak:
+                self._settle(now)
+            if self._halted is not None and self.node.may_speak and not self.node.has_expired(now):
                 self._say(State(state=StateName.DISCONNECTED, boot=self.node.boot, reason=self._halted[:300]))
         finally:
             self.link.hang_up()

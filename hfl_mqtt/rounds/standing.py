@@ -42,12 +42,6 @@ class _Scores:
     scores: dict[str, float]
 
 
-def unfinished_run(saved: Mapping[str, Buffer]) -> str | None:
-    """Return the run that a cloud's former life was in the middle of; None where there was none."""
-    standing = Standing.read(saved)
-    return None if standing is None or standing.is_over else standing.run
-
-
 def read_history(saved: Mapping[str, Buffer], versions: int) -> list[dict[str, float]]:
     """Return the scores of the first so many versions; none of those that were never scored."""
     found = [read(_Scores, saved.get(_key(version))) for version in range(versions)]

@@ -45,6 +45,8 @@ class _Book:
     counted: dict[_Key, str] = field(default_factory=dict)
     #: What entered the model in each closed round.
     entered: dict[tuple[str, str], dict[str, _Entry]] = field(default_factory=dict)
+    #: Rounds that were closed in vain, and what had entered them.
+    undone: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     #: What was ever accepted: (child, update), and (child, run and round that it answers).
     ever: set[tuple[str, ...]] = field(default_factory=set)
     digests: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -180,7 +182,7 @@ class Ledger:
     def _undone(self, node: str, where: tuple[str, str]) -> None:
         """Take it that a round was closed in vain: what it gave was refused above, and it is opened once more."""
         book = self._book(node)
-        book.closed.pop(where, None)
+        book.undone[where] = book.closed.pop(where, {})
         for entry in book.entered.pop(where, {}).values():
             book.counted.pop(entry.key, None)
             tally = self._tally(entry.kind)
@@ -191,7 +193,7 @@ class Ledger:
     def _restored(self, node: str, record: Mapping[str, Any]) -> None:
         book, where = self._book(node), _round(record)
         closed, run = record.get("closed"), where[0]
-        if closed and record.get("closed_round"):
+        if closed and record.get("closed_round") and book.undone.get((run, record["closed_round"])) != closed:
             self._recover(node, (run, record["closed_round"]), closed)
             if (run, record["closed_round"]) not in book.closed:
                 self._closed(node, (run, record["closed_round"]), closed)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from benchmarks.__main__ import RESULTS, machine
 from hfl_mqtt.ops import signals
-from tests.chaos import boards, brokers, farms, killed, links, people
+from tests.chaos import boards, brokers, farms, killed, links, namespaces, people
 from tests.chaos.rows import ROWS, Options, Outcome
 from tests.chaos.table import line, save
 
 #: Where the rows stand, in the order of the table.
-MODULES = (killed, farms, brokers, links, boards, people)
+MODULES = (killed, farms, brokers, links, namespaces, boards, people)
 
 
 def _say(text: str) -> None:

@@ -188,20 +188,28 @@ def _unseen(case: Case, *, is_back: bool) -> dict[str, Any]:
 @contextmanager
 def _in_training(tree: Tree, farm: str) -> Iterator[int]:
     """Freeze a farm's devices in the middle of one of its rounds, and yield the global round that it belongs to."""
-    edge, seen = f"cloud/{farm}", 0
+    edge, opened = f"cloud/{farm}", dict[str, Any]()
     tree.note("cloud", "accepted", sender=edge)
-    while True:
-        tree.until(lambda: len(tree.notes(edge, "opened")) > seen, f"a round of {farm}")
+
+    def is_frozen() -> bool:
+        """Look into the edge's newest round: nothing may have been accepted in it, and nothing more can be then."""
+        nonlocal opened
+        opened = tree.notes(edge, "opened")[-1]
+        if _has_begun_to_end(tree, edge, opened["round"]):
+            return False
         _signal(tree, farm, signal.SIGSTOP)
-        opened = tree.notes(edge, "opened")
-        if len(opened) > len(tree.notes(edge, "closed")) and not tree.notes(
-            edge, "accepted", round=opened[-1]["round"]
-        ):
-            break
+        if opened == tree.notes(edge, "opened")[-1] and not _has_begun_to_end(tree, edge, opened["round"]):
+            return True
         _signal(tree, farm, signal.SIGCONT)
-        seen = len(opened)
-    yield int(opened[-1]["round"].partition(".")[0][1:])
+        return False
+
+    tree.until(is_frozen, f"{farm} in the middle of a round")
+    yield int(opened["round"].partition(".")[0][1:])
     _signal(tree, farm, signal.SIGCONT)
+
+
+def _has_begun_to_end(tree: Tree, edge: str, name: str) -> bool:
+    return bool(tree.notes(edge, "accepted", round=name) or tree.notes(edge, "closed", round=name))
 
 
 def _signal(tree: Tree, farm: str, number: signal.Signals) -> None:

@@ -23,7 +23,7 @@ MANY_PARTS = 300_000
 @row("bridge-cut", "bridge cut", "edge contributing")
 def _(case: Case) -> None:
     with case.running(plan(), floats=LARGE) as tree:
-        _contribute_slowly(tree)
+        contribute_slowly(tree)
         tree.relays["farm-a"].cut()
         time.sleep(case.options.cut_s)
         with case.recovery(tree):
@@ -49,7 +49,7 @@ def _(case: Case) -> None:
 @row("bridge-silent", "bridge silent: nothing arrives, nobody is told", "edge contributing")
 def _(case: Case) -> None:
     with _mangled_bridge(case) as (tree, mangler):
-        _contribute_slowly(tree)
+        contribute_slowly(tree)
         mangler.fall_silent()
         time.sleep(case.options.cut_s / 3)
         with case.recovery(tree):
@@ -61,7 +61,7 @@ def _(case: Case) -> None:
 @row("bridge-flapping", "bridge flapping: ten times 1 s up, 1 s down", "edge contributing")
 def _(case: Case) -> None:
     with case.running(plan(), floats=LARGE) as tree:
-        _contribute_slowly(tree, SLOW / 5)
+        contribute_slowly(tree, SLOW / 5)
         for _ in range(10):
             tree.relays["farm-a"].cut()
             time.sleep(1)
@@ -144,7 +144,7 @@ def _(case: Case) -> None:
     _parts(case, cut_short(random.Random(3)), "found out, and sent again", on_bridge=False)
 
 
-def _contribute_slowly(tree: Tree, rate: float = SLOW) -> None:
+def contribute_slowly(tree: Tree, rate: float = SLOW) -> None:
     """Return when the edge has sent the first of its contribution to g2."""
     tree.hold("a2")
     tree.note(EDGE_A, "accepted", sender=A1, round="g2.e1")

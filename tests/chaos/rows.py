@@ -127,6 +127,14 @@ class Case:
         if tree.trained_again() > again:
             self.wrong.append(f"{tree.trained_again()} trainings done again, what was trained is lost")
 
+    def take(self, found: Mapping[str, Any]) -> None:
+        """Take over the outcome of the row as it ran elsewhere."""
+        self.happened, self.recover_s, self.is_finished = found["happened"], found["recover_s"], found["is_finished"]
+        self.rounds, self.rounds_lost = found["rounds"], found["rounds_lost"]
+        self.wrong += found["wrong"]
+        self.more |= found["more"]
+        self.audit = Audit(accepted=found["updates"])
+
     def _look_at(self, tree: Tree) -> None:
         notes = ledger.read_all(tree.directory)
         self.audit += ledger.of_journals(notes, tree.killed)

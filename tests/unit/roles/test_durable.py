@@ -269,7 +269,7 @@ def test_who_leaves_while_the_disk_is_full_says_why_and_nothing_that_is_not_dura
     shell, disk, _ = shell_of([kept("x"), Send(message=said("a"))])
     disk.is_full = True
     shell.feed(event(), 0.0)
-    shell.leave()
+    shell.leave(0.5)
     assert disk.diary[-1] == State(state=StateName.DISCONNECTED, boot=7, reason=FULL)
     assert said("a") not in disk.diary
 
@@ -279,7 +279,7 @@ def test_who_leaves_once_there_is_room_does_what_was_due_first() -> None:
     disk.is_full = True
     shell.feed(event(), 0.0)
     disk.is_full = False
-    shell.leave()
+    shell.leave(0.5)
     assert disk.diary[-4:] == [({"x"}, True), said("a"), "went_on", State(state=StateName.DISCONNECTED, boot=7)]
 
 
@@ -299,8 +299,29 @@ def test_a_node_that_does_not_speak_for_its_place_halts_in_silence() -> None:
     shell = Shell(Standby([kept("x")]), FED, Link(disk.diary), disk)
     disk.is_full = True
     shell.feed(event(), 0.0)
-    shell.leave()
+    shell.leave(0.5)
     assert disk.diary == ["halted"]
+
+
+class Expiring(Told):
+    """A node whose right to speak runs out."""
+
+    def has_expired(self, now: float) -> bool:
+        return now >= 5.0
+
+    def leave(self) -> list[Action]:
+        return [Send(message=said("goodbye")), note("left")]
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_who_has_no_right_to_speak_any_more_leaves_without_a_word(is_full: bool) -> None:
+    disk = Disk()
+    shell = Shell(Expiring([kept("x"), Send(message=said("a"))]), FED, Link(disk.diary), disk)
+    shell.take(event(), 4.0)
+    disk.is_full = is_full
+    shell.leave(6.0)
+    assert not [one for one in disk.diary if isinstance(one, Decline)]
+    assert not [one for one in disk.diary if isinstance(one, State) and one.state is StateName.DISCONNECTED]
 
 
 def runner_of(node: Node, world: Any) -> Runner:

@@ -8,7 +8,7 @@ from hfl_mqtt.learning.start import of_weights
 from hfl_mqtt.protocol.messages import Control, Order, Phase, RoundCall, State, StateName
 from hfl_mqtt.rounds.actions import Action, Connected, Persist, Received, RunOver, Save, Work
 from hfl_mqtt.rounds.cloud import CloudNode, Schedule
-from hfl_mqtt.rounds.standing import Standing, unfinished_run
+from hfl_mqtt.rounds.standing import Standing
 from tests.unit.rounds.trees import MATH, PLAN, READY, info, notes, of, quick, said, update_parts, values, weights
 
 A = "cloud/a"
@@ -57,6 +57,12 @@ class Life:
 
     def next_life(self, **other: Any) -> "Life":
         return Life(held=self.held, boot=self.node.boot + 1, **other)
+
+
+def standing(life: Life) -> Standing:
+    found = Standing.read(life.held)
+    assert found is not None
+    return found
 
 
 def running(**other: Any) -> Life:
@@ -143,7 +149,7 @@ def test_a_cloud_that_is_drained_ends_with_its_round_and_the_run_goes_on_when_it
     actions = life.answer()
     assert of(actions, RunOver) == [RunOver(run="r", is_drained=True)]
     assert (opened(actions), [call.phase for call in said(actions, RoundCall)]) == ([], [])
-    assert unfinished_run(life.held) == "r"
+    assert not standing(life).is_over
     after = life.next_life()
     assert after.node.version == 1
     assert opened(after.connect()) == [(2,)]
@@ -224,7 +230,7 @@ def test_the_model_is_saved_again_and_the_last_version_scored_again() -> None:
 def test_a_run_that_is_over_says_so_once_more_to_children_who_may_not_have_heard_it() -> None:
     life = running(rounds=1)
     assert of(life.answer(), RunOver) == [RunOver(run="r")]
-    assert unfinished_run(life.held) is None
+    assert standing(life).is_over
     after = life.next_life(rounds=1)
     assert of(after.begun, RunOver) == []
     actions = after.node.handle(Connected(session_present=True), 1.0)
@@ -257,9 +263,7 @@ def test_another_run_begins_from_nothing_and_leaves_nothing_of_the_old_one_but_w
     after = life.next_life(run="s")
     assert after.node.version == 0
     assert set(after.held) == {"role/run", "run/state"}
-    standing = Standing.read(after.held)
-    assert standing is not None
-    assert standing.run == "s"
+    assert standing(after).run == "s"
 
 
 def test_a_run_whose_model_cannot_be_read_begins_anew() -> None:

@@ -70,6 +70,9 @@ def test_a_round_that_was_closed_in_vain_is_undone_before_it_is_held_once_more()
     once = [accepted("1", "x"), closed({"1": "x"})]
     assert Ledger.of([*once, said("undone"), *once]).check() == []
     assert Ledger.of([*once, *once]).check() == ["cloud/a, r g1.e1: accepted cloud/a/1 when it was closed"]
+    # The last round that was closed is told after a restart, in vain or not.
+    restored = said("restored", round="g1.e2", updates={}, closed_round="g1.e1", closed={f"{EDGE}/1": "x"})
+    assert Ledger.of([*once, said("undone"), restored, *once]).check() == []
 
 
 def test_what_was_forgotten_in_a_restart_is_lost() -> None:
