@@ -245,7 +245,7 @@ class Aggregator:
             number=last.number + 1 if last is not None and last.run == run else 0,
         )
         # Whoever was accepted then, and did not hear of its close, would take it for the round that it has done.
-        told = self._tell_close() if is_anew else []
+        told = self.tell_close() if is_anew else []
         self._round = self._begin_round(call, tier, asked, now)
         self._last_call, self._is_close_told = call, True
         undone = self._ledger.open(call, tier, asked)
@@ -346,7 +346,7 @@ class Aggregator:
         if state.state.is_present and not was_present:
             actions.append(note("joined", sender=sender, boot=state.boot))
             self._admit(sender)
-            actions += [*self._tell_close(), *self._settle(now)]
+            actions += [*self.tell_close(), *self._settle(now)]
         elif was_present and not state.state.is_present:
             left = "lost" if state.state is StateName.LOST else "left"
             self._waiting.pop(sender, None)
@@ -696,10 +696,13 @@ class Aggregator:
             self._waiting.clear()
         self._last_call, self._is_close_told = replace(ongoing.call, phase=Phase.CLOSED), False
         updates = self._ledger.close(self._last_call, is_counted=is_counted)
-        return [] if is_quiet else self._tell_close(), updates
+        return [] if is_quiet else self.tell_close(), updates
 
-    def _tell_close(self) -> list[Action]:
-        """Say that the last round is closed, where that was not said: whoever comes now would begin to work for it."""
+    def tell_close(self) -> list[Action]:
+        """Say that the last round is closed, where that was not said: whoever comes now would begin to work for it.
+
+        Only where no next call follows, which says as much.
+        """
         if self._is_close_told or self._last_call is None:
             return []
         self._is_close_told = True

@@ -235,9 +235,9 @@ class CloudNode(Node):
         if is_done and not self._schedule.is_scored:
             return self._end(None)
         if self._is_draining:
-            return [RunOver(run=self._schedule.run, is_drained=True)]
+            return [*self.aggregator.tell_close(), RunOver(run=self._schedule.run, is_drained=True)]
         if self._is_paused and self.stopped is None:
-            return [self._state()]
+            return [*self.aggregator.tell_close(), self._state()]
         return self._next_round(now)
 
     @property

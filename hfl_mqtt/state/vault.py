@@ -33,7 +33,7 @@ Changes = Mapping[tuple[str, str], Buffer | None]
 
 DATABASE = "state.db"
 #: A larger value gets a file of its own: through the log it would be written twice.
-LARGE = 256 * 1024
+LARGE = 64 * 1024
 #: Pages are small because changes are: whole pages are written, and an SD card counts each.
 _PAGE = 1024
 _FRAME = _PAGE + 24

@@ -84,6 +84,7 @@ def test_a_run_that_is_paused_finishes_its_round_and_opens_no_other() -> None:
     assert states(life.order(Order.PAUSE)) == [(StateName.PAUSED, "paused by hand; g1 is finished first")]
     actions = life.answer()
     assert (opened(actions), states(actions)) == ([], [(StateName.PAUSED, "paused by hand")])
+    assert [call.phase for call in said(actions, RoundCall)] == [Phase.CLOSED], "no next call says so"
     assert life.node.next_deadline is None
     actions = life.order(Order.RESUME)
     assert (opened(actions), states(actions)) == ([(2,)], [(StateName.READY, "")])
@@ -148,7 +149,7 @@ def test_a_cloud_that_is_drained_ends_with_its_round_and_the_run_goes_on_when_it
     assert states(life.order(Order.DRAIN)) == [(StateName.READY, "draining: ends with g1")]
     actions = life.answer()
     assert of(actions, RunOver) == [RunOver(run="r", is_drained=True)]
-    assert (opened(actions), [call.phase for call in said(actions, RoundCall)]) == ([], [])
+    assert (opened(actions), [call.phase for call in said(actions, RoundCall)]) == ([], [Phase.CLOSED])
     assert not standing(life).is_over
     after = life.next_life()
     assert after.node.version == 1
