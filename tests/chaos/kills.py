@@ -90,8 +90,11 @@ def disturbed(
             last = _last_note(tree, name)
             found.last_notes[last] += 1
             say(f"  {found.moments}: {role} killed after {last}")
+            if (tree.out / "summary.json").exists():
+                break  # between its summary and its exit: the run was over, and one more start begins another
             tree.restart(name)
-        tree.await_end(LIMIT_S)
+        if not (tree.out / "summary.json").exists():
+            tree.await_end(LIMIT_S)
         found.trained_again += tree.trained_again()
         notes = ledger.read_all(directory)
         audit = ledger.of_journals(notes, tree.killed)

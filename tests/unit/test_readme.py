@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line.partition("    #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 #: These run until they are stopped and need brokers; tests/broker runs them as processes.
-LONG = {"cloud", "edge", "client", "demo", "watch"}
+LONG = {"cloud", "edge", "client", "demo", "watch", "run"}
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("hfl ")])
@@ -28,7 +28,7 @@ def test_every_hfl_command_of_the_readme_runs(command: str, tmp_path: Path, monk
         # Its file is right for its role, and its options exist.
         files = [word for word in words if word.endswith(".yaml")]
         assert CliRunner().invoke(app, ["check", *files]).exit_code == 0
-        words = [words[0], "--help"]
+        words = [*words[: 2 if words[0] == "run" else 1], "--help"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
 
