@@ -161,7 +161,7 @@ def _(case: Case) -> None:
         with case.recovery(tree):
             tree.restart(EDGE_A)
             full_speed(tree)
-        case.finish(tree, "it sent its contribution again; nobody trained again")
+        case.finish(tree, "its contribution stayed on its way, and counted once; nobody trained again")
 
 
 @row("edge-gone", "edge killed for good, no standby", "round open", peer=PEER_EDGE)
