@@ -19,7 +19,12 @@ ROUNDS = 25
 TRAINED_ROUNDS = 8
 #: The first rounds wait for training processes to start.
 WARM_UP = 3
-MODELS = {"idle_line": "65 parameters", "idle_digits": "LeNet, 44,426 parameters"}
+#: Task and codec of both hops, both ways, and what people read.
+MODELS = {
+    ("idle_line", "raw | zstd"): "65 parameters",
+    ("idle_digits", "dz(0.15)"): "LeNet, 44,426 parameters, dz(0.15)",
+    ("idle_digits", "raw | zstd"): "LeNet, 44,426 parameters, raw",
+}
 #: The stages of a round, on the path of the edge that came last; together they are the whole round.
 STAGES = ("down to the edge", "clients and edge", "up to the cloud", "cloud: aggregate, save, open")
 
@@ -27,9 +32,11 @@ STAGES = ("down to the edge", "clients and edge", "up to the cloud", "cloud: agg
 def measure(rounds: int = ROUNDS) -> list[Figure]:
     """Run each model, and then one with training; a round lasts from one opening of the cloud's to the next."""
     figures = []
-    for task, said in MODELS.items():
-        with running(plan(task, farms=2, devices=2), is_watched=False) as bench:
-            bench.run(rounds)
+    for (task, codec), said in MODELS.items():
+        what = plan(task, farms=2, devices=2)
+        tiers = [{**tier, "codec": codec, "downlink": codec} for tier in what.tiers]
+        with running(what, is_watched=False) as bench:
+            bench.run(rounds, tiers=tiers)
             stages = _stages(bench)[WARM_UP:]
         whole = [sum(parts) for parts in stages]
         figures.append(spread_of(f"{said}: round", "ms", whole, f"{len(whole)} rounds"))
