@@ -209,8 +209,9 @@ class Ledger:
         undone: dict[tuple[int, ...], dict[str, str]] = {}
         for sender, known in sorted(self._known.items()):
             kept = tuple(identity for identity in known if identity.counts_in < call.round)
-            for identity in known[len(kept) :]:  # they stand in the order in which they counted
-                undone.setdefault(identity.counts_in, {})[sender] = identity.blob[:16]
+            for identity in known:
+                if identity not in kept:  # a parent that began anew may have called an earlier round after a later one
+                    undone.setdefault(identity.counts_in, {})[sender] = identity.blob[:16]
             if kept != known:
                 self._know(sender, kept)
         return [

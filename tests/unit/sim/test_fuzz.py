@@ -30,6 +30,11 @@ def test_no_plan_breaks_an_invariant(first: int) -> None:
     assert broken == {}
 
 
+@pytest.mark.parametrize("number", [1598, 1837, 7322, 9552])
+def test_what_was_broken_once_is_mended(number: int) -> None:
+    assert Fuzz().run(draw(number)).problems == []
+
+
 def test_the_command_line_runs_plans_and_says_how_many(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plans", "2", "--seed", "0"]) == 0
     assert "2 plans, 0 broke an invariant" in capsys.readouterr().out
