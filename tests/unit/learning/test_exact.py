@@ -16,7 +16,7 @@ def f4(*values: float) -> NDArray[Any]:
 
 
 def singles(size: int) -> Singles:
-    block = Singles((("w", size),), np.empty(size, dtype=np.int64), Scratch(size))
+    block = Singles((("w", size),), np.empty(size, dtype=np.int32), Scratch(size))
     assert block.is_narrow
     return block
 
@@ -26,7 +26,7 @@ def spec(dtype: str, *shape: int) -> TensorSpec:
 
 
 def mean_of(block: Block, weight: int) -> list[float]:
-    out = np.empty(block.cells.size, dtype=np.float32)
+    out = np.empty(block.size, dtype=np.float32)
     block.mean(weight, out)
     return [float(value) for value in out]
 
@@ -34,7 +34,7 @@ def mean_of(block: Block, weight: int) -> list[float]:
 def test_a_tensor_is_cut_into_blocks() -> None:
     for size, sizes in ((0, []), (1, [1]), (BLOCK, [BLOCK]), (BLOCK + 1, [BLOCK, 1])):
         place = places_of({"w": spec("f4", size)})["w"]
-        assert [block.cells.size for block in place.blocks] == sizes
+        assert [block.size for block in place.blocks] == sizes
 
 
 def test_small_floats_of_one_dtype_share_a_block_in_the_order_of_their_names() -> None:
@@ -67,10 +67,9 @@ def test_shared_blocks_do_not_depend_on_the_order_of_the_layout() -> None:
 
 
 def test_no_shared_block_is_larger_than_others() -> None:
-    found = places_of({f"t{index}": spec("f4", SMALL - 1) for index in range(6)})
-    assert [found[f"t{index}"].blocks[0].cells.size for index in range(6)] == [4 * (SMALL - 1)] * 4 + [
-        2 * (SMALL - 1)
-    ] * 2
+    found = places_of({f"t{index:02}": spec("f4", SMALL - 1) for index in range(10)})
+    sizes = [place.blocks[0].size for place in found.values()]
+    assert sizes == [8 * (SMALL - 1)] * 8 + [2 * (SMALL - 1)] * 2
 
 
 def doubles(size: int) -> Doubles:
@@ -128,7 +127,7 @@ def test_what_is_refused_in_a_shared_block_has_its_tensor_named(place: int, name
 
 
 def test_an_empty_block_is_zero_whatever_stands_in_its_memory() -> None:
-    for block in (Singles((("w", 2),), np.full(2, 7), Scratch(2)), doubles(2)):
+    for block in (Singles((("w", 2),), np.full(2, 7, dtype=np.int32), Scratch(2)), doubles(2)):
         assert mean_of(block, 1) == [0, 0]
         block.add(f4(0, 0), 3)
         assert mean_of(block, 3) == [0, 0]
