@@ -34,7 +34,8 @@ def score(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def train(model: torch.nn.Module, data: Any, plan: Any, stop: Any) -> TrainResult:  # noqa: ARG001
-    time.sleep(int(data[1][0]))
+    if seconds := int(data[1][0]):  # even none of them would let another process go first
+        time.sleep(seconds)
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=1e-3)
     return TrainResult(loss=float(torch.rand(())), samples=len(data[0]), steps=0)

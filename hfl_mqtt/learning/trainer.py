@@ -51,6 +51,8 @@ __all__ = [
     "Trainer",
 ]
 
+#: What a pipe to the training process holds, in bytes: a small model goes through in one piece, and nobody is woken for each 64 KiB.
+PIPE_BYTES = 2**18
 Sink = Callable[[Result], None]
 
 
@@ -259,6 +261,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if on_log else None,
+            pipesize=PIPE_BYTES,
             # Read when libraries are loaded; set_num_threads is too late for some. The second makes cuBLAS repeatable.
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
         )

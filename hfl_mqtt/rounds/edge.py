@@ -207,7 +207,9 @@ class EdgeNode(Node):
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event."""
-        return [*self._hear(event, now), *self._flush(), *self._watch(now)]
+        # A receipt that the next life does not know of comes again, for the update is sent again.
+        is_receipt = isinstance(event, Received) and isinstance(event.message, Receipt)
+        return [*self._hear(event, now), *self._flush(is_urgent=not is_receipt), *self._watch(now)]
 
     def _watch(self, now: float) -> list[Action]:
         participant, aggregator = self.participant, self.aggregator
@@ -487,7 +489,7 @@ class EdgeNode(Node):
 
     # -------------------------------------------------------------- on disk
 
-    def _flush(self) -> list[Action]:
+    def _flush(self, *, is_urgent: bool = True) -> list[Action]:
         """Put down what has changed, in one list with all that follows from the event."""
         doing, marks, changes = self._work, self.drift.marks, self._orphans
         self._orphans = {}
@@ -497,7 +499,7 @@ class EdgeNode(Node):
         if self._stored != now_stands:
             changes[_STATE] = records.pack(_Standing(work=doing, marks=marks, is_down=self._down_s is not None))
             self._stored = now_stands
-        return [Persist(changes=changes)] if changes else []
+        return [Persist(changes=changes, is_urgent=is_urgent)] if changes else []
 
 
 def _has_crossed(message: FromParent, known: RoundCall | None) -> bool:

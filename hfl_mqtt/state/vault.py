@@ -4,8 +4,9 @@
     17.big          a value too large for a row; written and forced before the commit that names it
     lock            whose folder it is
 
-A commit is all or nothing, also under a pulled plug. A value in a file of its own is never changed: a new one gets a
-new number, the old one is removed once nothing names it, and what a crash left unnamed is swept at the next start.
+A commit is all or nothing, also under a pulled plug. A value in a file of its own never changes while a row names it.
+Afterwards a few such files wait for another value, because writing over what is there already costs the disk half of
+what a new file does: no name to force, no blocks to find. What a crash left unnamed is swept at the next start.
 
 Each value has a checksum, for an SD card may give back other bytes than it took: what is not what was written when a
 vault is opened is taken as never kept.
@@ -41,9 +42,11 @@ _FRAME = _PAGE + 24
 _LOG_BYTES = 2**20
 #: A large value is written in steps of so much; a mapped one takes no more memory than that.
 _STEP = 2**20
-_VERSION = 2
-#: Of a row: the value, or the number of the file that holds it; its checksum.
-_Row = tuple[Buffer | None, int | None, int]
+#: So many files wait to be written over, of at most so many bytes each: more would only take room.
+_SPARE_FILES, _SPARE_BYTES = 4, 2**20
+_VERSION = 3
+#: Of a row: the value, or its length and the number of the file that begins with it; its checksum.
+_Row = tuple[Buffer | int, int | None, int]
 _log = logging.getLogger(__name__)
 
 
@@ -62,6 +65,9 @@ class Vault:
         self._directory = directory
         self._lock = Lock(directory)
         self._waiting: dict[tuple[str, str], Buffer | None] = {}
+        #: Numbers of files that no row names any more, and of those that somebody may have mapped: never the same.
+        self._spare: list[int] = []
+        self._mapped: set[int] = set()
         #: What was found wrong at the start, for people; empty where nothing was.
         self.damage = ""
         try:
@@ -74,7 +80,7 @@ class Vault:
 
     def of(self, node: str) -> Mapping[str, Buffer]:
         """Return what the node's former life kept, by key. A value is read when it is asked for, a large one mapped."""
-        return Kept(self._database, self._directory, node)
+        return Kept(self._database, self._directory, node, self._mapped)
 
     def latest(self, node: str) -> dict[str, Buffer]:
         """Return what a node has kept, what waits too: for who goes on within this process, where that comes later."""
@@ -92,19 +98,20 @@ class Vault:
         together = {**self._waiting, **changes}
         if not together:
             return
-        made: list[Path] = []
+        placed: list[int] = []
+        first_new = self._next_large
         try:
-            values = {key: self._placed(value, made) for key, value in together.items()}
-            if made:
+            values = {key: self._placed(value, placed) for key, value in together.items()}
+            if self._next_large > first_new:
                 files.force(self._directory)
             gone = self._write(values)
         except (OSError, sqlite3.Error) as error:
-            for path in made:
-                path.unlink(missing_ok=True)
+            for number in placed:
+                self._path(number).unlink(missing_ok=True)
             raise self._failure(error) from error
         self._waiting = {}
         for number in gone:
-            (self._directory / _name_of(number)).unlink(missing_ok=True)
+            self._put_aside(number)
 
     def wait(self, changes: Changes) -> None:
         """Take changes that may wait for the next commit, and may be lost by a power cut until then."""
@@ -130,16 +137,31 @@ class Vault:
 
     # -------------------------------------------------------------- writing
 
-    def _placed(self, value: Buffer | None, made: list[Path]) -> _Row | None:
-        """Return what stands in the row of a value: itself, or the number of a file that now holds it; its checksum."""
+    def _placed(self, value: Buffer | None, placed: list[int]) -> _Row | None:
+        """Return what stands in the row of a value; a large one stands in a file afterwards, told in `placed`."""
         if value is None:
             return None
-        if len(value) <= LARGE:
-            return value, None, zlib.crc32(value)
-        number, self._next_large = self._next_large, self._next_large + 1
-        path = self._directory / _name_of(number)
-        made.append(path)
-        return None, number, _write_large(path, memoryview(value).cast("B"))
+        whole = memoryview(value).cast("B")
+        if len(whole) <= LARGE:
+            return value, None, zlib.crc32(whole)
+        if is_spare := bool(self._spare) and len(whole) <= _SPARE_BYTES:
+            number = self._spare.pop()
+        else:
+            number, self._next_large = self._next_large, self._next_large + 1
+        placed.append(number)
+        return len(whole), number, _write_large(self._path(number), whole, is_new=not is_spare)
+
+    def _put_aside(self, number: int) -> None:
+        """Keep a file that no row names for another value, or remove it: what is mapped must not change."""
+        path = self._path(number)
+        if number in self._mapped or len(self._spare) >= _SPARE_FILES or _size(path) > _SPARE_BYTES:
+            self._mapped.discard(number)
+            path.unlink(missing_ok=True)
+        else:
+            self._spare.append(number)
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number}{_SUFFIX}"
 
     def _write(self, values: Mapping[tuple[str, str], _Row | None]) -> list[int]:
         """Write rows in one transaction, and return the numbers of the files that they no longer name."""
@@ -242,12 +264,12 @@ class Vault:
         """Remove large values that no row names, and rows whose value is gone or is not what was written."""
         named, lost = set[int](), list[tuple[str, str]]()
         for node, key, value, number, crc in self._database.execute("SELECT * FROM kept ORDER BY node, key"):
-            if (zlib.crc32(value) if number is None else _crc(self._directory / _name_of(number))) != crc:
+            if (zlib.crc32(value) if number is None else _crc(self._path(number), value)) != crc:
                 lost.append((node, key))
             elif number is not None:
                 named.add(number)
         for path in self._large():
-            if _number_of(path) not in named:
+            if _number_of(path) not in named:  # also the spare ones of the former life
                 path.unlink(missing_ok=True)
         if lost:
             keys = ", ".join(key for _, key in lost[:5]) + (" and more" if len(lost) > 5 else "")
@@ -258,10 +280,10 @@ class Vault:
 
 
 class Kept(Mapping[str, Buffer]):
-    """A node's values, read as they are asked for."""
+    """A node's values, read as they are asked for; `mapped` is told the numbers of the files behind large ones."""
 
-    def __init__(self, database: sqlite3.Connection, directory: Path, node: str) -> None:
-        self._database, self._directory, self._node = database, directory, node
+    def __init__(self, database: sqlite3.Connection, directory: Path, node: str, mapped: set[int]) -> None:
+        self._database, self._directory, self._node, self._mapped = database, directory, node, mapped
 
     def __getitem__(self, key: str) -> Buffer:
         row = self._database.execute(
@@ -270,7 +292,10 @@ class Kept(Mapping[str, Buffer]):
         if row is None:
             raise KeyError(key)
         value, number = row
-        return value if number is None else _mapped(self._directory / _name_of(number))
+        if number is None:
+            return value  # type: ignore[no-any-return]
+        self._mapped.add(number)
+        return _map(self._directory / f"{number}{_SUFFIX}", value)
 
     def __iter__(self) -> Iterator[str]:
         rows = self._database.execute("SELECT key FROM kept WHERE node = ? ORDER BY key", (self._node,)).fetchall()
@@ -293,7 +318,7 @@ def peek(directory: Path, node: str, *keys: str) -> dict[str, bytes]:
     try:
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
-            kept = Kept(database, directory, node)
+            kept = Kept(database, directory, node, set())
             return {key: bytes(kept[key]) for key in keys if key in kept}
         finally:
             database.close()
@@ -304,10 +329,6 @@ def peek(directory: Path, node: str, *keys: str) -> dict[str, bytes]:
 _SUFFIX = ".big"
 #: What SQLite says where it does not say the system's error.
 _NUMBERS = {"disk is full": errno.ENOSPC, "readonly": errno.EROFS, "unable to open": errno.EACCES}
-
-
-def _name_of(number: int) -> str:
-    return f"{number}{_SUFFIX}"
 
 
 def _number_of(path: Path) -> int | None:
@@ -321,35 +342,38 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _write_large(path: Path, value: memoryview) -> int:
-    """Write a file and force it to the disk, a step at a time, so that a mapped value never is in memory as a whole.
+def _write_large(path: Path, value: memoryview, *, is_new: bool) -> int:
+    """Write a value into a file and force it to the disk, in steps, so that a mapped one never is in memory as a whole.
+
+    In a file that is not new, what was longer stays behind it: a file whose length stays is forced in half the time.
 
     Returns:
-        Its checksum.
+        The value's checksum.
     """
     crc = 0
-    with path.open("xb", buffering=0) as file:
+    with path.open("xb" if is_new else "r+b", buffering=0) as file:
         for start in range(0, len(value), _STEP):
             left = value[start : start + _STEP]
             crc = zlib.crc32(left, crc)
             while left:
                 left = left[file.write(left) :]
             _let_go(value)
-        os.fsync(file.fileno())
+        os.fdatasync(file.fileno())
     files.worn.add(len(value), forced=1)
     return crc
 
 
-def _crc(path: Path) -> int | None:
-    """Return the checksum of a file, None where it cannot be read."""
+def _crc(path: Path, length: int) -> int | None:
+    """Return the checksum of the first `length` bytes of a file, None where they cannot be read."""
     crc = 0
     try:
         with path.open("rb", buffering=0) as file:
-            while step := file.read(_STEP):
+            while length and (step := file.read(min(length, _STEP))):
                 crc = zlib.crc32(step, crc)
+                length -= len(step)
     except OSError:
         return None
-    return crc
+    return crc if not length else None
 
 
 def _let_go(value: memoryview) -> None:
@@ -358,6 +382,6 @@ def _let_go(value: memoryview) -> None:
         value.obj.madvise(mmap.MADV_DONTNEED)
 
 
-def _mapped(path: Path) -> memoryview:
+def _map(path: Path, length: int) -> memoryview:
     with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return memoryview(mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ))

@@ -81,16 +81,39 @@ def test_a_newer_word_stands_over_one_that_waited(tmp_path: Path) -> None:
     vault.close()
 
 
-def test_a_large_value_is_a_file_that_goes_when_nothing_names_it(tmp_path: Path) -> None:
+def test_a_large_value_is_a_file_that_another_value_is_written_over_when_nothing_names_it(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
-    vault.commit({(A, "m"): BIG, (A, "n"): BIG[:-1]})
-    assert large_files(tmp_path) == [BIG], "one that just fits stands in its row"
-    vault.commit({(A, "m"): BIG + b"!"})
-    assert large_files(tmp_path) == [BIG + b"!"]
+    vault.commit({(A, "m"): BIG + b"!", (A, "n"): BIG[:-1]})
+    assert large_files(tmp_path) == [BIG + b"!"], "one that just fits stands in its row"
+    vault.commit({(A, "m"): BIG})
+    assert large_files(tmp_path) == [BIG, BIG + b"!"], "never over what was named until then"
+    vault.commit({(A, "m"): b"Y" + BIG[1:]})
+    assert large_files(tmp_path) == [BIG, b"Y" + BIG[1:] + b"!"], "a shorter one leaves the end of the longer"
+    vault.close()
+    vault = Vault(tmp_path)
+    assert kept(vault) == {"m": b"Y" + BIG[1:], "n": BIG[:-1]}, "but is read at its own length"
+    assert (len(large_files(tmp_path)), vault.damage) == (1, ""), "what waited to be written over is swept"
+    vault.close()
+
+
+def test_what_somebody_has_mapped_is_not_written_over(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    vault.commit({(A, "m"): BIG})
     found = vault.of(A)["m"]
     vault.commit({(A, "m"): None})
     assert large_files(tmp_path) == []
-    assert bytes(found) == BIG + b"!", "who holds it still has it"
+    vault.commit({(A, "m"): bytes(len(BIG))})
+    assert bytes(found) == BIG, "who holds it still has it"
+    vault.close()
+
+
+def test_no_more_than_a_few_files_wait_to_be_written_over_and_none_that_is_very_large(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    vault.commit({(A, str(number)): BIG for number in range(9)} | {(A, "m"): bytes(2**20 + 1)})
+    vault.commit({(A, key): None for key in [*map(str, range(9)), "m"]})
+    assert large_files(tmp_path) == [BIG] * 4
+    vault.commit({(A, "m"): bytes(2**20 + 1)})
+    assert len(large_files(tmp_path)) == 5, "what is very large gets a file of its own"
     vault.close()
 
 
@@ -227,7 +250,7 @@ def test_a_value_that_is_not_what_was_written_is_told_and_taken_as_never_kept(tm
 def test_a_later_release_is_told_and_nothing_is_laid_aside(tmp_path: Path) -> None:
     Vault(tmp_path).close()
     with sqlite3.connect(tmp_path / DATABASE) as database:
-        database.execute("PRAGMA user_version = 3")
+        database.execute("PRAGMA user_version = 4")
     database.close()
     for _ in range(2):  # the lock is given back
         with pytest.raises(HflError, match="another version of hfl-mqtt wrote it"):
@@ -240,7 +263,6 @@ def test_nodes_that_are_no_longer_here_are_forgotten(tmp_path: Path) -> None:
     vault.commit({(A, "a"): b"1", (B, "a"): b"2", ("", "home"): b"3", (B, "m"): BIG})
     vault.forget_others({A, ""})
     assert (kept(vault), kept(vault, B), kept(vault, "")) == ({"a": b"1"}, {}, {"home": b"3"})
-    assert large_files(tmp_path) == []
     vault.close()
 
 
