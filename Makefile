@@ -11,7 +11,7 @@ ARGS ?=
 # One thread of maths per process: several train at once.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check bench chaos fuzz install clean
+.PHONY: help demo test check bench chaos fuzz attacks install clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -38,7 +38,10 @@ fuzz: install  ## random plans of faults in the simulator, each checked; ARGS="-
 chaos: install  ## pull plugs on real processes, print the table of faults, save it too; ARGS="edge-*" chooses rows
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-install: $(VENV)/.ready  ## what demo, test, check, bench and chaos need
+attacks: install  ## attack a locked fleet on real brokers, print the table of attacks, save it too; ARGS="forged-*" chooses rows
+	@$(BIN)/python -m tests.attacks $(ARGS)
+
+install: $(VENV)/.ready  ## what all of these need
 
 $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	@PATH="$$PATH:/usr/sbin"; need=""; \
@@ -56,7 +59,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 	  command -v nvidia-smi >/dev/null || $(PIP) $(TORCH_CPU) $$package 2>/dev/null || true; \
 	  $(PIP) $$package || exit 1; \
 	done
-	@$(PIP) --no-build-isolation -e '.[train,plot,dev]'
+	@$(PIP) --no-build-isolation -e '.[train,plot,fleet,parquet,dev]'
 	@touch $@
 
 clean:  ## remove what was installed and built here

@@ -19,7 +19,10 @@ from hfl_mqtt import __version__
 from hfl_mqtt.errors import HflError
 
 #: Each is a module here with a TITLE, a `measure()`, and where there is something to draw, a `draw(path)`.
-NAMES = ("memory", "rounds", "wear", "codecs", "aggregation", "traffic", "convergence", "scale", "bulk", "peers")
+NAMES = (
+    *("memory", "rounds", "wear", "codecs", "aggregation"),
+    *("security", "traffic", "convergence", "scale", "bulk", "peers"),
+)
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

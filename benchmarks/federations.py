@@ -8,16 +8,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hfl_mqtt.errors import HflError
+from hfl_mqtt.fleet.rehearsal import Rehearsal
 from hfl_mqtt.ops import journal
 from hfl_mqtt.ops.federation import Device, FarmPlan, LocalFederation, RunPlan
 from hfl_mqtt.ops.fleet import Fleet, Viewer
 
 TASKS = Path(__file__).resolve().parent / "tasks"
 LIMIT_S = 90.0
+
+
+class Security(Enum):
+    """What protects a federation."""
+
+    PLAIN = "plain"
+    TLS = "TLS, with certificates for all"
+    SIGNED = "TLS and signatures"
 
 
 def plan(
@@ -101,7 +111,9 @@ class Bench:
 
 
 @contextmanager
-def running(what: RunPlan, *, is_watched: bool = True, is_metered: bool = False) -> Iterator[Bench]:
+def running(
+    what: RunPlan, *, is_watched: bool = True, is_metered: bool = False, security: Security = Security.PLAIN
+) -> Iterator[Bench]:
     """Start the brokers, the edges and the clients, wait until all are ready, and end everything afterwards.
 
     Where it is not watched, nobody counts bytes on the bridges and reads along while it runs: that would cost it time.
@@ -109,7 +121,14 @@ def running(what: RunPlan, *, is_watched: bool = True, is_metered: bool = False)
     """
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="hfl-bench-"))
-        federation = LocalFederation(what, Path(directory), is_relayed=is_watched, is_metered=is_metered)
+        federation = LocalFederation(
+            what,
+            Path(directory),
+            is_relayed=is_watched,
+            is_metered=is_metered,
+            papers=None if security is Security.PLAIN else Rehearsal(Path(directory, "authority"), what.federation),
+            is_signed=security is Security.SIGNED,
+        )
         stack.callback(federation.stop)
         federation.start_brokers()
         viewer = Viewer(federation.account("viewer"), what.federation)

@@ -57,7 +57,7 @@ def memory_of(pid: int) -> Memory | None:
 def measure() -> list[Figure]:
     """Look at idle clients and an idle edge, at all processes while a run goes on, and at what stays after it."""
     with running(plan("digits", farms=1, devices=2)) as bench:
-        _restart_as_agent(bench, "cloud/farm-0/pi-1")
+        restart_as_agent(bench, "cloud/farm-0/pi-1")
         client, agent, edge = (bench.pid(path) for path in ("cloud/farm-0/pi-0", "cloud/farm-0/pi-1", "cloud/farm-0"))
         idle = [_settled(bench, pid) for pid in (agent, client, edge)]
         seen = _watch(bench, client)
@@ -93,7 +93,7 @@ def _edge_with_a_bulk(devices: int) -> Figure:
     return found.figure(f"edge with a model of {BULK_MB:g} MB, {devices} clients, raw")
 
 
-def _restart_as_agent(bench: Bench, path: str) -> None:
+def restart_as_agent(bench: Bench, path: str) -> None:
     """Run the device agent in place of `hfl client`, on the same YAML."""
     federation = bench.federation
     old = federation.processes[path]

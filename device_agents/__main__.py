@@ -1,6 +1,7 @@
-"""`python -m device_agents`: the client role on a board, with the board's vitals beside its metrics.
+"""`python -m device_agents`: a role on a board, as a service; a client with the board's vitals and its own rules.
 
-The same as `hfl client`, and lighter: it loads no command-line framework, and no numpy or torch while it waits.
+The same as `hfl client`, `hfl edge` and `hfl cloud`, by the `role:` in the YAML, and lighter: it loads no command-line
+framework, and a client no numpy or torch while it waits.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from device_agents.boards import detect
+from device_agents.notify import Service
 from device_agents.vitals import FRESH_S, Vitals
-from hfl_mqtt.errors import HflError
+from hfl_mqtt.errors import ConfigError, HflError
 from hfl_mqtt.ops import logs
+
+if TYPE_CHECKING:
+    from hfl_mqtt.config.models import ClientConfig
+    from hfl_mqtt.roles.process import Process, Record
 
 PROGRAM = "device_agents"
 
@@ -39,37 +45,66 @@ def main() -> None:
 
 def look() -> dict[str, Any]:
     """Return the board and its vitals; takes a second, for the processor's share is that of a time."""
-    board, vitals = detect(), Vitals()
+    board = detect()
+    vitals = Vitals(own=board.vitals)
     time.sleep(FRESH_S)
     return {"board": board.kind.value, "hardware": board.hardware, **vitals()}
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from hfl_mqtt.config.models import ClientConfig
-    from hfl_mqtt.config.roles import load_role
-    from hfl_mqtt.ops.serve import serve
-    from hfl_mqtt.roles import client as role
+    from hfl_mqtt.config.models import ClientConfig, CloudConfig, EdgeConfig
+    from hfl_mqtt.config.roles import load_any
 
-    config = load_role(arguments.config, ClientConfig)
-    hardware, vitals = detect().hardware, Vitals()
-    journal = config.state_path(config.devices[0]) / "journal.jsonl"
-    serve(
-        lambda record: role.make(config, record, hardware=hardware, vitals=vitals, vitals_every_s=arguments.every),
-        journal,
-        quiet=arguments.quiet,
-        as_json=arguments.as_json,
-    )
+    config, service = load_any(arguments.config), Service()
+    said = {"quiet": arguments.quiet, "as_json": arguments.as_json}
+    if isinstance(config, CloudConfig):
+        from hfl_mqtt.ops.cloud import run_cloud
+
+        run_cloud(config, **said, begun=lambda process: service.watch(process.beat))
+        return
+    from hfl_mqtt.ops.serve import serve
+
+    def watched(process: Process) -> Process:
+        service.watch(process.beat)
+        return process
+
+    if isinstance(config, EdgeConfig):
+        from hfl_mqtt.roles import edge
+
+        serve(lambda record: watched(edge.make(config, record)), config.journal_path(), **said)
+    elif isinstance(config, ClientConfig):
+        journal = config.state_path(config.devices[0]) / "journal.jsonl"
+        serve(lambda record: watched(_client(config, record, arguments.every)), journal, **said)
+    else:
+        raise ConfigError(
+            f"{arguments.config}: an agent is a client, an edge or a cloud; this file is for another role"
+        )
+
+
+def _client(config: ClientConfig, record: Record, every_s: float) -> Process:
+    from hfl_mqtt.roles import client
+
+    board = detect()
+    vitals = Vitals(own=board.vitals)
+    refusal = None
+    if config.may_train is not None:
+        from device_agents.may_train import MayTrain
+        from device_agents.network import is_metered
+        from device_agents.others import Others
+
+        refusal = MayTrain(config.may_train, vitals, Others(), is_metered)
+    return client.make(config, record, hardware=board.hardware, vitals=vitals, vitals_every_s=every_s, refusal=refusal)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Run a device agent: the client role, with the board's vitals beside its metrics.",
+        description="Run an agent: a client with the board's vitals and rules, an edge or a cloud, as its YAML says.",
         epilog="Examples:\n  python -m device_agents --vitals\n  python -m device_agents --config configs/client.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("-c", "--config", type=Path, help="the client's YAML; see configs/client.yaml")
+    what.add_argument("-c", "--config", type=Path, help="the YAML of a client, an edge or a cloud; see configs/")
     what.add_argument("--vitals", action="store_true", help="print board and vitals as JSON and end")
     parser.add_argument(
         "--every", type=_seconds, default=60.0, metavar="TIME", help="vitals between rounds, e.g. '5 min' (60 s)"

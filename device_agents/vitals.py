@@ -1,4 +1,4 @@
-"""A board's vitals, read from /proc and /sys: processor, memory, load, temperature.
+"""A board's vitals, read from /proc and /sys: processor, memory, load, temperature, battery.
 
 Read from the files themselves, so that an agent of 40 MB needs no library for it; what a board does not tell is left
 out. Functions take the directory that stands for `/`.
@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock
 
-ROOT = Path("/")
-Values = dict[str, int | float | str | None]
+from device_agents.reading import ROOT, Values, line, number, text
 
 #: Within this time a second look gives the first one's figures: several nodes of a process share one board.
 FRESH_S = 1.0
@@ -30,10 +29,16 @@ class Vitals:
     Args:
         root: stands for `/`.
         clock: monotonic seconds.
+        own: what only a board of this kind tells, given what stands for `/`.
     """
 
-    def __init__(self, root: Path = ROOT, clock: Callable[[], float] = time.monotonic) -> None:
-        self._root, self._clock = root, clock
+    def __init__(
+        self,
+        root: Path = ROOT,
+        clock: Callable[[], float] = time.monotonic,
+        own: Callable[[Path], Values] = lambda _root: {},
+    ) -> None:
+        self._root, self._clock, self._own = root, clock, own
         self._lock = Lock()
         self._ticks = cpu_ticks(root)
         self._read_s = clock()
@@ -51,6 +56,8 @@ class Vitals:
                     **memory(self._root),
                     **load(self._root),
                     **temperature(self._root),
+                    **battery(self._root),
+                    **self._own(self._root),
                 }
                 self._ticks, self._read_s = ticks, now
             return dict(self._values)
@@ -58,7 +65,7 @@ class Vitals:
 
 def cpu_ticks(root: Path = ROOT) -> tuple[int, int] | None:
     """Return (busy, all) ticks of all cores since the start; the difference of two readings is what counts."""
-    fields = _text(root / "proc/stat").partition("\n")[0].split()
+    fields = text(root / "proc/stat").partition("\n")[0].split()
     if len(fields) < 5 or fields[0] != "cpu" or not all(field.isdecimal() for field in fields[1:]):
         return None
     # user nice system idle iowait irq softirq steal; what guests used stands in user and nice already.
@@ -79,7 +86,7 @@ def cpu_percent(before: tuple[int, int] | None, after: tuple[int, int] | None) -
 
 def memory(root: Path = ROOT) -> Values:
     """Return the whole board's memory in use, in MB and percent."""
-    found = {name: int(kilobytes) for name, kilobytes in _MEMORY.findall(_text(root / "proc/meminfo"))}
+    found = {name: int(kilobytes) for name, kilobytes in _MEMORY.findall(text(root / "proc/meminfo"))}
     total, available = found.get("MemTotal", 0), found.get("MemAvailable")
     if not total or available is None:
         return {}
@@ -89,7 +96,7 @@ def memory(root: Path = ROOT) -> Values:
 
 def load(root: Path = ROOT) -> Values:
     """Return the load average of the last minute in percent of the cores: above 100, work is waiting for a core."""
-    first = _text(root / "proc/loadavg").split()[:1]
+    first = text(root / "proc/loadavg").split()[:1]
     try:
         return {"load_percent": round(100 * float(first[0]) / cores(root), 1)} if first else {}
     except ValueError:
@@ -98,7 +105,7 @@ def load(root: Path = ROOT) -> Values:
 
 def cores(root: Path = ROOT) -> int:
     """Return how many cores are at work; 1 where the system does not say."""
-    return len(re.findall(r"^cpu\d+ ", _text(root / "proc/stat"), re.MULTILINE)) or 1
+    return len(re.findall(r"^cpu\d+ ", text(root / "proc/stat"), re.MULTILINE)) or 1
 
 
 def temperature(root: Path = ROOT) -> Values:
@@ -116,19 +123,27 @@ def temperature(root: Path = ROOT) -> Values:
 
 def _sensors(root: Path, where: str, devices: str, name_file: str, value_files: str) -> Iterator[tuple[str, float]]:
     for device in (root / where).glob(devices):
-        name = _text(device / name_file).strip()
+        name = line(device / name_file)
         for path in device.glob(value_files):
-            try:
-                celsius = int(_text(path)) / 1000
-            except ValueError:
-                continue  # a sensor that is asleep cannot be read
-            if -60 < celsius < 150:
-                yield name, round(celsius, 1)
+            millidegrees = number(path)  # one that is asleep cannot be read
+            if millidegrees is not None and -60_000 < millidegrees < 150_000:
+                yield name, round(millidegrees / 1000, 1)
 
 
-def _text(path: Path) -> str:
-    """Return a file's text; nothing where it is not there or cannot be read just now."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+def battery(root: Path = ROOT) -> Values:
+    """Return how full the board's battery is, in percent, and whether the board lives on it, 0 or 1.
+
+    Nothing where it has none; those of mice and headsets are not its own.
+    """
+    supplies = [
+        (line(path / "type"), path)
+        for path in sorted((root / "sys/class/power_supply").glob("*"))
+        if line(path / "scope") != "Device" and line(path / "present") != "0"
+    ]
+    batteries = [path for kind, path in supplies if kind in ("Battery", "UPS")]
+    if not batteries:
+        return {}
+    is_plugged = any(line(path / "online") == "1" for kind, path in supplies if kind not in ("Battery", "UPS"))
+    is_filling = any(line(path / "status") in ("Charging", "Full", "Not charging") for path in batteries)
+    full = [percent for path in batteries if (percent := number(path / "capacity")) is not None and 0 <= percent <= 100]
+    return {"on_battery": int(not (is_plugged or is_filling)), **({"battery_percent": min(full)} if full else {})}

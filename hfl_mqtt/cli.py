@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from hfl_mqtt.errors import HflError, RunFailed
+from hfl_mqtt.fleet.commands import device_app, fleet_app
 from hfl_mqtt.ops import logs
 
 app = typer.Typer(
@@ -34,6 +35,14 @@ run_app = typer.Typer(
     epilog="Example: hfl run pause --config configs/cloud.yaml",
 )
 app.add_typer(run_app, name="run")
+sensors_app = typer.Typer(
+    no_args_is_help=True,
+    help="Sensors of a farm, to try out who hears them.",
+    epilog="Example: hfl sensors replay soil.csv --topic sensors/field-1/soil --password-file secret",
+)
+app.add_typer(sensors_app, name="sensors")
+app.add_typer(fleet_app, name="fleet")
+app.add_typer(device_app, name="device")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The role's YAML; see configs/ for examples.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the journal has it all.")]
@@ -95,14 +104,41 @@ def check(
     raise typer.Exit(check_files(files, as_json=as_json))
 
 
+@app.command(
+    epilog="Examples: hfl doctor --config agent.yaml; hfl doctor --config configs/edge.yaml --quick --json. "
+    "Exit code: 0 fit, warnings or not; 1 something failed."
+)
+def doctor(
+    config: Config,
+    name: Annotated[str | None, typer.Option(help="Which client, where the file has several; the first.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out what takes long or costs bytes: a large packet, torch, a step.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Examine a board and its broker: reach, TLS, rights, bridge, clock, disk, memory, torch; with what to do.
+
+    It may run beside the agent: it connects under a client id of its own, retains nothing, and speaks where no node
+    listens.
+    """
+    from hfl_mqtt.ops.doctor.command import doctor as examine
+
+    raise typer.Exit(examine(config, name=name, is_quick=quick, as_json=as_json))
+
+
 @app.command(epilog="Example: hfl watch --federation fed1 --host 127.0.0.1 --password-file secrets/viewer")
 def watch(
     federation: Annotated[str, typer.Option("--federation", "-f", help="The federation's name.")],
     host: Annotated[str, typer.Option(help="A broker of the federation; the cloud's sees everything.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 1883,
+    port: Annotated[
+        int | None, typer.Option(help="Its port; by default 1883, with --ca 8883, with --cert 8884.", min=1, max=65535)
+    ] = None,
     user: Annotated[str, typer.Option(help="An account that may read hfl/#.")] = "viewer",
     password_file: Annotated[Path | None, typer.Option(help="File that holds the password and nothing else.")] = None,
     password_env: Annotated[str | None, typer.Option(help="Environment variable that holds it.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Speak TLS; the fleet's ca.crt.")] = None,
+    cert: Annotated[Path | None, typer.Option(help="A certificate, where the port wants one.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON and end.")] = False,
 ) -> None:
@@ -117,6 +153,9 @@ def watch(
         user=user,
         password_file=password_file,
         password_env=password_env,
+        ca=ca,
+        cert=cert,
+        key=key,
     )
     look(account, federation, once=once, as_json=as_json)
 
@@ -204,6 +243,39 @@ def render(
     from hfl_mqtt.ops.render import render_site
 
     render_site(site, out, example=example, as_json=as_json)
+
+
+@sensors_app.command(
+    name="replay",
+    epilog="Example: hfl sensors replay soil.csv --topic sensors/field-1/soil --user sensor --password-file secret",
+)
+def replay_sensors(
+    file: Annotated[Path, typer.Argument(help="CSV, or CSV packed with gzip; each line becomes one JSON message.")],
+    topic: Annotated[str, typer.Option(help="Where to say it; {column} stands for the line's value.")],
+    where: Annotated[list[str] | None, typer.Option(help="Only lines with this value, as column=value.")] = None,
+    pause: Annotated[float, typer.Option(help="Seconds to rest after each message.", min=0)] = 0.0,
+    host: Annotated[str, typer.Option(help="The farm's broker.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Its port.", min=1, max=65535)] = None,
+    user: Annotated[str, typer.Option(help="An account that may write the topic.")] = "sensor",
+    password_file: Annotated[Path | None, typer.Option(help="File that holds the password and nothing else.")] = None,
+    password_env: Annotated[str | None, typer.Option(help="Environment variable that holds it.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Speak TLS; the fleet's ca.crt.")] = None,
+) -> None:
+    """Be the sensors of a farm: say the lines of a file at its broker, to try out who hears them."""
+    from hfl_mqtt.ops.sensors import replay
+    from hfl_mqtt.ops.watch import account_of
+
+    account = account_of(
+        federation="sensors",  # of no matter here
+        host=host,
+        port=port,
+        user=user,
+        password_file=password_file,
+        password_env=password_env,
+        ca=ca,
+    )
+    wanted = dict(each.partition("=")[::2] for each in where or ())
+    replay(account, file, topic, where=wanted, pause_s=pause)
 
 
 @app.command(epilog="Examples: hfl demo --seed 3 --out result; hfl demo --task mnist --data-dir data; hfl demo --hold")

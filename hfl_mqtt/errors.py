@@ -49,5 +49,9 @@ class Refused(HflError):
     """A well-formed message that must not count (wrong shape, wrong base, NaN). `str()` is the receipt's reason."""
 
 
+class Forged(Refused):
+    """A signature that does not hold, or is missing. `str()` is the reason."""
+
+
 class Misuse(HflError):
     """Our own shell used a state machine in a way its contract forbids: a bug, never a peer's fault."""

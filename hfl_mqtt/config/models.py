@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, model_validator
 from typing_extensions import Self
 
 from hfl_mqtt.config import spread
+from hfl_mqtt.config.broker import BrokerConfig, IdentityConfig, Secret, mistakes_of
+from hfl_mqtt.config.conditions import MayTrainConfig
+from hfl_mqtt.config.limits import LimitsConfig
 from hfl_mqtt.config.sections import (
     GRACE_S,
-    BrokerConfig,
     Federation,
     ModelSize,
     NodeName,
     PlanConfig,
-    Secret,
     Section,
     StrategyText,
     TaskConfig,
     TierConfig,
     node_name,
 )
+from hfl_mqtt.config.sources import SourceConfig, Taken, taken_apart
 from hfl_mqtt.config.units import Duration, LocalPath, Real, Size, Whole, duration_text
 from hfl_mqtt.config.wording import KeyPath, misplaced
-from hfl_mqtt.protocol import messages
+from hfl_mqtt.protocol import limits, messages
 from hfl_mqtt.protocol.topics import is_path, parent
 from hfl_mqtt.transport.link import Account
 
@@ -41,7 +43,9 @@ __all__ = [
     "DeviceConfig",
     "EdgeConfig",
     "HomeConfig",
+    "IdentityConfig",
     "LeaseConfig",
+    "LimitsConfig",
     "PlanConfig",
     "Secret",
     "TaskConfig",
@@ -98,6 +102,9 @@ class _Node(Section):
 
     federation: Federation = Field(description="The federation; its members share nothing with another's.")
     broker: BrokerConfig = Field(description="The broker that the node connects to.")
+    identity: IdentityConfig | None = Field(
+        default=None, description="Sign what counts, and ask the same of parent and children; without it, neither."
+    )
     state_dir: LocalPath | None = Field(
         default=None, description="Folder for what must survive a restart; by default under ~/.local/state/hfl-mqtt."
     )
@@ -122,6 +129,15 @@ class _Aggregator(_Node):
     """What the cloud and the edges have in common."""
 
     name: NodeName
+    limits: LimitsConfig = Field(
+        default=LimitsConfig(), description="What each child may send before it is not heard for a while."
+    )
+
+    @model_validator(mode="after")
+    def _has_its_papers(self) -> Self:
+        if found := list(_papers_of(self, [self.name])):
+            raise misplaced(*found)
+        return self
 
     def account(self) -> Account:
         """Read the password and return how the node connects; ConfigError where it cannot be read."""
@@ -225,7 +241,7 @@ class EdgeConfig(_Aggregator):
     journal: LocalPath | None = Field(
         default=None, description="File for the journal; by default journal.jsonl in the state folder."
     )
-    max_model: ModelSize = Field(default=messages.MAX_BLOB, description="The largest model that this node takes.")
+    max_model: ModelSize = Field(default=limits.MAX_BLOB, description="The largest model that this node takes.")
     until_finished: bool = Field(
         default=False, description="Whether to end when a run has finished, rather than wait for the next."
     )
@@ -269,6 +285,9 @@ class HomeConfig(Section):
 
     name: ChildName = Field(description="The client's name there: cloud/farm-b/pi-07.")
     broker: BrokerConfig | None = Field(default=None, description="The broker there; by default the client's own.")
+    identity: IdentityConfig | None = Field(
+        default=None, description="Its papers there, for a card is for one name; by default the client's own."
+    )
     data: dict[str, Any] | None = Field(default=None, description="Which data is its there; by default the same.")
 
 
@@ -292,10 +311,21 @@ class ClientConfig(_Node):
     )
     threads: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Cores to train on.")
     idle: Duration = Field(default=60.0, description="The training process ends after so long without work.")
-    max_model: ModelSize = Field(default=messages.MAX_BLOB, description="The largest model that this node takes.")
+    priority: Literal["normal", "low", "idle"] = Field(
+        default="low",
+        description="How training stands to the board's other programs: low gives way to them, idle takes only time "
+        "that nobody else wants.",
+    )
+    may_train: MayTrainConfig | None = Field(
+        default=None, description="When the board takes part in a round; by default always."
+    )
+    max_model: ModelSize = Field(default=limits.MAX_BLOB, description="The largest model that this node takes.")
     until_finished: bool = Field(
         default=False, description="Whether to end when a run has finished, rather than wait for the next."
     )
+
+    #: Where relative paths of sources start.
+    _folder: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _has_clients_once(self) -> Self:
@@ -307,11 +337,18 @@ class ClientConfig(_Node):
                 raise misplaced(
                     (("homes",), "hold a name twice: each home has its own, and none is the client's first")
                 )
+            found = list(_papers_of(self, known[:1]))
+            for index, home in enumerate(self.homes):
+                if home.broker is not None:
+                    found += mistakes_of(home.broker.tls, ("homes", index, "broker", "tls"), [home.name])
+                found += mistakes_of(home.identity, ("homes", index, "identity"), [home.name])
+            if found:
+                raise misplaced(*found)
             return self
         count = sum(len(spread.numbers(entry.name)) for entry in self.clients)
         if count > MAX_CLIENTS:
             raise misplaced((("clients",), f"are {count}, at most {MAX_CLIENTS} in one process: start several"))
-        mistakes: list[tuple[KeyPath, str]] = []
+        mistakes = list(_papers_of(self, [device.name for device in self.devices]))
         mistakes += [
             ((key,), "stands beside clients: each entry there has its own")
             for key in ("name", "data", "homes")
@@ -339,6 +376,32 @@ class ClientConfig(_Node):
             raise misplaced(*mistakes)
         return self
 
+    @model_validator(mode="after")
+    def _has_good_sources(self, info: ValidationInfo) -> Self:
+        self._folder = (info.context or {}).get("folder")
+        given: list[tuple[KeyPath, dict[str, Any] | None]] = [(("data",), self.data)]
+        given += [(("homes", index, "data"), home.data) for index, home in enumerate(self.homes)]
+        given += [(("clients", index, "data"), entry.each()[0].data) for index, entry in enumerate(self.clients or ())]
+        mistakes: list[tuple[KeyPath, str]] = []
+        for path, data in given:
+            taken = taken_apart(data or {}, self.task.name, self._folder)
+            mistakes += [((*path, *below), text) for below, text in taken.mistakes]
+        if mistakes:
+            raise misplaced(*mistakes)
+        return self
+
+    def taken_apart(self, device: DeviceConfig) -> Taken:
+        """Return a client's data options taken apart: its source, where it has one, and the task's own options."""
+        return taken_apart(device.data, self.task.name, self._folder)
+
+    def sensors_account(self, device: DeviceConfig, source: SourceConfig) -> Account:
+        """Return how a client connects to hear sensors; ConfigError where a password cannot be read."""
+        return self.account(device) if source.broker is None else source.broker.account(device.name)
+
+    def window_path(self, device: DeviceConfig) -> Path:
+        """Return the file of the rows of a client's source; its folder may not exist yet."""
+        return self.state_path(device) / "window.db"
+
     @cached_property
     def devices(self) -> tuple[DeviceConfig, ...]:
         """The clients, whichever way they are written."""
@@ -361,7 +424,8 @@ class ClientConfig(_Node):
         home = next((home for home in self.homes if home.name == name), None)
         if home is None:
             return self
-        changes = {"name": home.name, "broker": home.broker or self.broker, "state_dir": self.vault_path()}
+        changes: dict[str, Any] = {"name": home.name, "state_dir": self.vault_path()}
+        changes |= {"broker": home.broker or self.broker, "identity": home.identity or self.identity}
         moved = self.model_copy(update=changes | ({"data": home.data} if home.data is not None else {}))
         moved.__dict__.pop("devices", None)
         return moved
@@ -402,6 +466,12 @@ class DemoConfig(Section):
         if mistakes:
             raise misplaced(*mistakes)
         return self
+
+
+def _papers_of(config: _Node, names: Sequence[str]) -> Iterator[tuple[KeyPath, str]]:
+    """Yield what is wrong with the papers of these nodes, where each has its own."""
+    yield from mistakes_of(config.broker.tls, ("broker", "tls"), names)
+    yield from mistakes_of(config.identity, ("identity",), names)
 
 
 def _alone(tiers: tuple[TierConfig, ...]) -> Iterator[tuple[KeyPath, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from hfl_mqtt.config.wording import KeyPath, Mistake, near
 from hfl_mqtt.learning.keys import KEYS
+from hfl_mqtt.learning.sources.source import SOURCE
 
 
 def unknown_options(role: str, data: dict[str, Any]) -> Iterator[Mistake]:
@@ -30,6 +31,8 @@ def unknown_options(role: str, data: dict[str, Any]) -> Iterator[Mistake]:
 def _unknown(
     task: str, path: KeyPath, options: Any, known: Collection[str], besides: Collection[str] = ()
 ) -> Iterator[Mistake]:
+    if isinstance(options, dict) and SOURCE in options:
+        return  # `config.sources` tells the keys of a source from those of the task
     for key in options if isinstance(options, dict) else ():
         if key not in known and key not in besides:
             meant = near(key, [*known, *besides])

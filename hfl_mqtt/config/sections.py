@@ -1,9 +1,8 @@
-"""The sections that roles share: `broker:`, `task:`, `plan:` and the entries of `tiers:`."""
+"""The sections that roles share: `task:`, `plan:` and the entries of `tiers:`; `broker:` has a file of its own."""
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,14 +16,9 @@ from hfl_mqtt.config.units import Duration, LocalPath, Quorum, Real, Share, Size
 from hfl_mqtt.config.wording import KeyPath, misplaced, near
 from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.learning.keys import KEYS
-from hfl_mqtt.protocol import messages
+from hfl_mqtt.protocol import limits, messages
 from hfl_mqtt.protocol.topics import is_federation, is_path
-from hfl_mqtt.transport.link import Account
 
-_INSTEAD = (
-    "is not taken here, so that no password lies in a configuration: put it in a file and name that in password_file, "
-    "or in an environment variable and name that in password_env"
-)
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.\-]{0,252})\Z")
 
 
@@ -107,7 +101,7 @@ NodeName = Annotated[str, AfterValidator(node_name)]
 Federation = Annotated[str, AfterValidator(_federation)]
 Host = Annotated[str, AfterValidator(_host)]
 ExistingFile = Annotated[LocalPath, AfterValidator(_existing)]
-ModelSize = Annotated[Size, Field(ge=1, le=messages.MAX_BLOB)]
+ModelSize = Annotated[Size, Field(ge=1, le=limits.MAX_BLOB)]
 CodecOrAuto = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_codec_or_auto)]
 StrategyText = Annotated[str, Field(min_length=1, max_length=120), AfterValidator(_strategy)]
 Budget = Annotated[int, BeforeValidator(_a_round), Field(ge=1)]
@@ -116,93 +110,17 @@ Budget = Annotated[int, BeforeValidator(_a_round), Field(ge=1)]
 class Section(BaseModel):
     """A mapping in YAML: frozen, and a key it does not know is a mistake."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+    # Deferred, for a process reads one role's file: the models of the others would take a megabyte from every board.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, defer_build=True)
 
     #: What to say of a key that people expect here and that is not taken.
     instead: ClassVar[Mapping[str, str]] = {}
 
 
-class Secret(Section):
-    """Where a password lies: in a file or in an environment variable, never in the configuration."""
-
-    instead: ClassVar[Mapping[str, str]] = {"password": _INSTEAD}
-
-    password_file: LocalPath | None = Field(
-        default=None, description="A file that holds the password and nothing else."
-    )
-    password_env: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="The environment variable that holds the password."
-    )
-
-    @model_validator(mode="after")
-    def _is_in_one_place(self) -> Self:
-        if self.password_file is not None and self.password_env is not None:
-            raise misplaced((("password_env",), "stands beside password_file: keep one of them"))
-        return self
-
-    @property
-    def has_password(self) -> bool:
-        """Whether it is said where a password lies."""
-        return self.password_file is not None or self.password_env is not None
-
-    def password(self) -> str | None:
-        """Read the password now, without its line end; None where none is configured.
-
-        Raises:
-            ConfigError: the file is missing, unreadable, empty or has several lines, or the variable is not set.
-        """
-        if self.password_env is not None:
-            value = os.environ.get(self.password_env)
-            if not value:
-                raise ConfigError(
-                    f"the environment variable {self.password_env} holds no password: set it, or use password_file"
-                )
-            return value
-        if self.password_file is None:
-            return None
-        path = self.password_file
-        try:
-            with path.open("rb") as file:
-                text = file.read(65_536).decode().removesuffix("\n").removesuffix("\r")
-        except OSError as error:
-            raise ConfigError(f"the password file {path} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"the password file {path} is not UTF-8 text") from None
-        if not text or "\n" in text:
-            raise ConfigError(f"the password file {path} must hold the password on one line and nothing else")
-        return text
-
-
-class BrokerConfig(Secret):
-    """The Mosquitto that a node connects to, and as whom."""
-
-    host: Host = Field(description="Name or address of the broker.")
-    port: Annotated[Whole, Field(ge=1, le=65535)] = Field(default=1883, description="TCP port of the broker.")
-    user: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
-        default=None,
-        description="The account; by default the node's own name, which is what the brokers' rights go by.",
-    )
-    keepalive: Annotated[Duration, Field(ge=5, le=65535)] = Field(
-        default=60.0, description="After so long without a word, the broker is asked; twice that and it is given up."
-    )
-    session_expiry: Annotated[Duration, Field(ge=0, le=2**32 - 2)] = Field(
-        default=7 * 86400.0, description="How long the broker keeps messages for a node that sleeps."
-    )
-
-    def account(self, name: str, own: Secret | None = None) -> Account:
-        """Read the password and return how node `name` connects; `own` is its own secret where it has one.
-
-        Raises:
-            ConfigError: the password cannot be read.
-        """
-        secret = own if own is not None and own.has_password else self
-        return Account(host=self.host, port=self.port, user=self.user or name, password=secret.password())
-
-
 class TaskConfig(Section):
     """What is learned: a registered task or a Python file, and that task's own options beside it."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
     name: Annotated[str, registered("tasks")] | None = Field(default=None, description="A registered task.")
     file: ExistingFile | None = Field(default=None, description="A Python file with a task in it.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
@@ -16,9 +17,15 @@ from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.shelf import Shelf, let_go
 from hfl_mqtt.learning.start import Start
 from hfl_mqtt.learning.strategies import FedAvg, Strategy, Sum
-from hfl_mqtt.learning.weights import Layout, check_layout, check_stays_in_range, delta_layout, layout_of
-from hfl_mqtt.protocol.messages import MAX_BLOB, Buffer, Keyframe
+from hfl_mqtt.learning.weights import Layout, check_layout, check_stays_in_range, delta_layout, layout_of, shown
+from hfl_mqtt.protocol.limits import MAX_BLOB
+from hfl_mqtt.protocol.messages import Buffer, Keyframe
 from hfl_mqtt.rounds.arithmetic import LOSSLESS, Accumulator, Model
+
+#: Bytes of a start that is kept taken apart, for it is asked about several times a round: one that says only a seed.
+SMALL_START = 4096
+#: The range of a sum is shared by so many at least.
+LEAST_SHARERS = 8
 
 
 class TensorArithmetic:
@@ -36,6 +43,7 @@ class TensorArithmetic:
         self._shelf = shelf
         self._strategy = strategy or FedAvg()
         self._max_model_bytes = max_model_bytes
+        self._start: tuple[bytes, Start] | None = None
 
     def layout(self, start: Buffer) -> Layout:
         """Return names, dtypes and shapes of the model that starts so; see `Arithmetic.layout`."""
@@ -51,7 +59,12 @@ class TensorArithmetic:
         Raises:
             Refused: it is none, or of a larger model than this node takes.
         """
-        return Start.read(start, self._max_model_bytes)
+        if len(start) > SMALL_START:
+            return Start.read(start, self._max_model_bytes)
+        key = bytes(start)
+        if self._start is None or self._start[0] != key:
+            self._start = key, Start.read(key, self._max_model_bytes)
+        return self._start[1]
 
     def model_size(self, layout: Layout) -> int:
         """Return the bytes of a model's values."""
@@ -162,8 +175,8 @@ class EncodedSum:
         self._layout = layout
         self._chains = {str(chain): chain for chain in map(_parse, codecs)}
 
-    def add(self, data: Buffer, weight: int, share: float = 1.0) -> None:
-        """Decode, check and add tensor by tensor; nothing has been added where it raises.
+    def add(self, data: Buffer, weight: int, share: float = 1.0, max_norm: float = math.inf, sharers: int = 1) -> float:
+        """Decode, check and add tensor by tensor, and return the norm; nothing has been added where it raises.
 
         Raises:
             Refused: see `rounds.arithmetic.Accumulator.add`.
@@ -173,12 +186,53 @@ class EncodedSum:
         chain = self._chains.get(codec)
         if chain is None:
             raise Refused(f"coded in {codec!r}, asked was {' or '.join(self._chains)}")
-        self.total.add(lambda: payload.tensors(data, chain, self._layout), weight, share)
+        norm = 0.0
+
+        def measured() -> Iterator[tuple[str, NDArray[Any]]]:
+            nonlocal norm
+            squares = 0.0
+            for name, values in payload.tensors(data, chain, self._layout):
+                square = _square(values)
+                _check_part_of_range(name, values, square, weight, sharers)
+                squares += square
+                yield name, values
+            norm = math.sqrt(squares)
+            if norm > max_norm:
+                raise Refused(f"norm: {norm:.4g}, while {max_norm:.4g} is the most that is believed of a delta now")
+
+        self.total.add(measured, weight, share)
+        return norm
 
     @property
     def weight(self) -> int:
         """The sum of weights so far."""
         return self.total.weight
+
+
+def _check_part_of_range(name: str, values: NDArray[Any], square: float, weight: int, sharers: int) -> None:
+    """Check that an update leaves others their parts of the range of a sum, with room for as many again.
+
+    Raises:
+        Refused: it does not.
+    """
+    if sharers == 1 or not values.size:
+        return
+    is_float = values.dtype.kind == "f"
+    most = (2.0**31 if is_float else 2.0**63) / max(2 * sharers, LEAST_SHARERS)
+    if is_float and math.sqrt(square) * weight <= most:  # no element is larger than the norm
+        return
+    peak = max(-float(values.min()), float(values.max()))
+    if peak * weight > most:
+        raise Refused(f"{shown(name)}: weight {weight} x delta {peak:.4g} passes {most:.4g}, one child's part of a sum")
+
+
+def _square(values: NDArray[Any]) -> float:
+    """Return the sum of squares of a float tensor; counters, which differ by whole numbers, are not measured."""
+    if values.dtype.kind != "f":
+        return 0.0
+    flat = values.reshape(-1)
+    flat = flat.astype(np.float32) if flat.dtype.itemsize < 4 else flat
+    return float(np.dot(flat, flat))
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,8 @@ import msgpack
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from hfl_mqtt.protocol.messages import MAX_BLOB, MAX_WEIGHT, Plan, Tallies
+from hfl_mqtt.protocol.limits import MAX_BLOB, MAX_WEIGHT
+from hfl_mqtt.protocol.messages import Plan, Tallies
 
 #: A model and what stands around it.
 MAX_FRAME = MAX_BLOB + 1024 * 1024

@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from hfl_mqtt.errors import ConfigError, Refused
 from hfl_mqtt.learning.codecs import Chain, Flat, Reader, parse
-from hfl_mqtt.learning.codecs.chain import MAX_TEXT, Bytes, Whole
+from hfl_mqtt.learning.codecs.chain import Bytes, Whole
 from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.grouping import Batch, Group, Plan, plan
 from hfl_mqtt.learning.tables import Cursor, decode_layout, encode_layout, varint
 from hfl_mqtt.learning.weights import Layout, TensorSpec, check_finite, layout_of, little_endian, shown
+from hfl_mqtt.protocol.limits import MAX_CODEC
 
 __all__ = [
     "VERSION",
@@ -201,7 +202,7 @@ def _expect(cursor: Cursor, form: int, chain: Chain | None) -> Chain:
 @lru_cache(maxsize=64)
 def _chain(text: bytes) -> Chain:
     try:
-        if len(text) > MAX_TEXT or not text.isascii():
+        if len(text) > MAX_CODEC or not text.isascii():
             raise ConfigError("no text of a codec")
         found = parse(text.decode())
     except ConfigError as error:

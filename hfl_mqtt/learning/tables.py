@@ -13,10 +13,9 @@ import numpy as np
 import zstandard
 
 from hfl_mqtt.errors import Refused
-from hfl_mqtt.learning.weights import DTYPES, MAX_NAME, MAX_NDIM, MAX_TENSORS, Layout, TensorSpec, shown
+from hfl_mqtt.learning.weights import DTYPES, Layout, TensorSpec, shown
+from hfl_mqtt.protocol.limits import MAX_DIMENSIONS, MAX_TABLE, MAX_TENSOR_NAME, MAX_TENSORS
 
-#: The most bytes of a table before it is packed.
-MAX_TABLE = 1 << 20
 #: The numbers of dtypes on the wire: their places in this row.
 _CODES = ("f2", "f4", "f8", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4")
 _MAX_VARINT_BITS = 49
@@ -142,14 +141,14 @@ def _table(layout: Layout, names: list[str]) -> bytes:
 
 def _read_row(cursor: Cursor) -> tuple[str, TensorSpec]:
     size = cursor.varint()
-    if size > 4 * MAX_NAME:
+    if size > 4 * MAX_TENSOR_NAME:
         raise Refused(f"a name of {size} bytes")
     try:
         name = str(cursor.take(size), "utf-8")
     except UnicodeDecodeError:
         raise Refused("a name that is not UTF-8") from None
     code, ndim = cursor.take(2)
-    if not 0 < len(name) <= MAX_NAME or code >= len(_CODES) or ndim > MAX_NDIM:
+    if not 0 < len(name) <= MAX_TENSOR_NAME or code >= len(_CODES) or ndim > MAX_DIMENSIONS:
         raise Refused(f"{shown(name)} is no tensor of this package")
     shape = tuple(cursor.varint() for _ in range(ndim))
     # A dimension of 0 makes the others free of charge, but numpy still multiplies them.

@@ -38,6 +38,7 @@ from hfl_mqtt.learning.jobs import (
     TrainJob,
     Unready,
 )
+from hfl_mqtt.learning.priority import Priority
 
 __all__ = [
     "EvaluateJob",
@@ -51,7 +52,7 @@ __all__ = [
     "Trainer",
 ]
 
-#: What a pipe to the training process holds, in bytes: a small model goes through in one piece, and nobody is woken for each 64 KiB.
+#: What a pipe to the training process holds: a small model goes through in one piece, and nobody wakes for each 64 KiB.
 PIPE_BYTES = 2**18
 Sink = Callable[[Result], None]
 
@@ -67,6 +68,7 @@ class Trainer:
         idle_s: how long a process without jobs is kept warm, in seconds.
         device: "auto" takes CUDA where torch finds it; else as torch names it, "cpu" or "cuda:0".
         threads: how many threads torch may compute with.
+        priority: how the process stands to the board's other programs.
         cancel_grace_s: a cancelled job that has not stopped after this many seconds is ended with its process.
         on_log: takes each line that the process prints, from a thread of its own; None leaves them on stderr.
     """
@@ -78,6 +80,7 @@ class Trainer:
         idle_s: float = 60.0,
         device: str = "auto",
         threads: int = 1,
+        priority: Priority = "low",
         cancel_grace_s: float = 5.0,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
@@ -85,6 +88,7 @@ class Trainer:
         self._idle_s = idle_s
         self._device = device
         self._threads = threads
+        self._priority: Priority = priority
         self._cancel_grace_s = cancel_grace_s
         self._on_log = on_log
         self._waiting: deque[tuple[str, bytes]] = deque()
@@ -163,7 +167,7 @@ class Trainer:
 
     def _start(self) -> None:
         try:
-            self._process = _Process(self._device, self._threads, self._on_frame_later, self._on_log)
+            self._process = _Process(self._device, self._threads, self._priority, self._on_frame_later, self._on_log)
         except OSError as error:
             job_id, _ = self._waiting.popleft()
             self._inbox.put(lambda: None)  # look at the next job
@@ -252,10 +256,12 @@ class _Process:
         self,
         device: str,
         threads: int,
+        priority: Priority,
         on_frame: Callable[[_Process, Frame | None], None],
         on_log: Callable[[str], None] | None,
     ) -> None:
         command = [sys.executable, "-m", "hfl_mqtt.learning.worker", "--device", device, "--threads", str(threads)]
+        command += ["--priority", priority]
         self._popen = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

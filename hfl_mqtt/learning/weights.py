@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 
 from hfl_mqtt.errors import Refused
 from hfl_mqtt.learning.contracts import Weights
+from hfl_mqtt.protocol.limits import MAX_DIMENSIONS, MAX_TENSOR_NAME, MAX_TENSORS
 
 #: What a tensor may hold. No uint64: its differences do not fit int64. No bfloat16: numpy has none.
 DTYPES = frozenset({"f2", "f4", "f8", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4"})
-MAX_TENSORS = 10_000
-MAX_NAME = 200
-MAX_NDIM = 8
 _INT64 = np.dtype("i8")
 
 
@@ -75,12 +73,12 @@ def layout_of(weights: Weights) -> dict[str, TensorSpec]:
         raise Refused(f"{len(weights)} tensors, at most {MAX_TENSORS}")
     layout: dict[str, TensorSpec] = {}
     for name, array in weights.items():
-        if not 0 < len(name) <= MAX_NAME:
-            raise Refused(f"a tensor's name has {len(name)} characters, allowed are 1 to {MAX_NAME}")
+        if not 0 < len(name) <= MAX_TENSOR_NAME:
+            raise Refused(f"a tensor's name has {len(name)} characters, allowed are 1 to {MAX_TENSOR_NAME}")
         if array.dtype.str[1:] not in DTYPES:
             raise Refused(f"{shown(name)} is {array.dtype.name}; allowed are {', '.join(sorted(DTYPES))}")
-        if array.ndim > MAX_NDIM:
-            raise Refused(f"{shown(name)} has {array.ndim} dimensions, at most {MAX_NDIM}")
+        if array.ndim > MAX_DIMENSIONS:
+            raise Refused(f"{shown(name)} has {array.ndim} dimensions, at most {MAX_DIMENSIONS}")
         layout[name] = TensorSpec(dtype=array.dtype.newbyteorder("="), shape=array.shape)
     return layout
 

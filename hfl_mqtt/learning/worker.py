@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hfl_mqtt.errors import HflError, Refused, TaskError
-from hfl_mqtt.learning import jobs, residuals
+from hfl_mqtt.learning import jobs, priority, residuals
 from hfl_mqtt.learning.jobs import (
     MAX_REASON,
     Cancel,
@@ -40,14 +40,15 @@ from hfl_mqtt.learning.jobs import (
 )
 from hfl_mqtt.protocol import blobs
 from hfl_mqtt.protocol.blobs import next_digest
-from hfl_mqtt.protocol.messages import MAX_TALLIES, MAX_TOTAL, MAX_WEIGHT, Kind, Tally
+from hfl_mqtt.protocol.limits import MAX_TALLIES, MAX_TOTAL, MAX_WEIGHT
+from hfl_mqtt.protocol.messages import Kind, Tally
 from hfl_mqtt.protocol.topics import parent
 from hfl_mqtt.rounds.arithmetic import DELTAS_PER_KEY, LOSSLESS, MAX_DELTAS
 
 if TYPE_CHECKING:
     import torch
 
-    from hfl_mqtt.learning.contracts import Task, Weights
+    from hfl_mqtt.learning.contracts import Options, Task, Weights
 
 #: Models kept rebuilt: the newest, and the one that slower clients of this process still work with.
 KEPT_MODELS = 2
@@ -62,9 +63,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--priority", default="low")
     arguments = parser.parse_args()
     frames_in, frames_out = _take_pipes()
-    _be_modest()
+    _be_modest(arguments.priority)
     inbox = _Inbox(frames_in)
     try:
         import torch
@@ -90,13 +92,16 @@ class Bench:
 
     def __init__(self, device: str) -> None:
         from hfl_mqtt.learning.arithmetic import TensorArithmetic
+        from hfl_mqtt.learning.sources.prepared import Prepared
 
         self._arithmetic = TensorArithmetic()
         self._device = device
         self._tasks: dict[str, Task] = {}
-        self._data: dict[str, Any] = {}
-        #: The models worked with last, by task and digest: where they started, and how far they have come.
-        self._models: OrderedDict[str, tuple[Weights, Weights | None]] = OrderedDict()
+        #: The sets read last, by task, client and kind, each under the options that it was read with.
+        self._data: dict[str, tuple[str, Any]] = {}
+        self._prepared = Prepared(print)
+        #: The models worked with last, by task, run and digest: where they started, and how far they have come.
+        self._models: OrderedDict[tuple[str, str, str], tuple[Weights, Weights | None]] = OrderedDict()
 
     def work(self, job: Job, inbox: _Inbox) -> Result:
         """Do a job; whatever its code raises becomes `Failed`, with the traceback on stderr."""
@@ -126,15 +131,16 @@ class Bench:
         from hfl_mqtt.learning.weights import difference
 
         began = time.monotonic()
+        options = self._prepared.options(job.client, job.data_options)
         task, model, base, plus = self._model(job)
         tallies: dict[str, Tally] = {}
-        test = self._set(job, "test")
+        test = self._set(job, options, "test")
         if test is not None:
             score = sgd.evaluate(task, model, test, device=self._device, stop=stop)
             tallies[task.metric.name] = _tally(task.metric.name, score.total, score.count, task.metric.is_root)
         if job.plan.kind is Kind.EVALUATE:
             return Evaluated(job_id=job.id, tallies=tallies, seconds=time.monotonic() - began)
-        data = self._set(job, "train")
+        data = self._set(job, options, "train")
         result = sgd.train(task, model, data, job.plan, job.seed, device=self._device, stop=stop)
         samples = _samples(result.samples)
         tallies["loss"] = _tally("loss", result.loss * samples, samples)
@@ -175,9 +181,9 @@ class Bench:
         began = time.monotonic()
         task, model, _, _ = self._model(job)
         if job.data_options is None:
-            sets = {f"{name}_{task.metric.name}": data for name, data in self._set(job, "central").items()}
+            sets = {f"{name}_{task.metric.name}": data for name, data in self._set(job, {}, "central").items()}
         else:
-            test = self._set(job, "test")
+            test = self._set(job, self._prepared.options(job.client, job.data_options), "test")
             sets = {} if test is None else {task.metric.name: test}
         _check_names(sets)
         scores = {name: sgd.evaluate(task, model, data, device=self._device, stop=stop) for name, data in sets.items()}
@@ -234,7 +240,8 @@ class Bench:
             digests.append(next_digest(digests[-1], blobs.digest(delta)))
         if digests[-1] != sent.digest:
             raise Refused("its deltas do not lead to its digest")
-        keys = [_key(job.task_options, sent.run, name) for name in digests]
+        task_key = _key(job.task_options)
+        keys = [(task_key, sent.run, name) for name in digests]
         known = next((at for at in range(len(keys) - 1, -1, -1) if keys[at] in self._models), None)
         layout = arithmetic.layout(sent.start)
         if known is None:
@@ -261,15 +268,17 @@ class Bench:
             self._tasks[key] = task
         return self._tasks[key]
 
-    def _set(self, job: TrainJob | EvaluateJob, which: str) -> Any:
-        key = _key(job.task_options, job.client, job.data_options, which)
-        if key not in self._data:
-            task, options = self._task(job), job.data_options or {}
+    def _set(self, job: TrainJob | EvaluateJob, options: Options, which: str) -> Any:
+        place, key = _key(job.task_options, job.client, which), _key(options)
+        known = self._data.get(place)
+        if known is None or known[0] != key:
+            task = self._task(job)
             if which == "central":
-                self._data[key] = task.central_data()
+                found: Any = task.central_data()
             else:
-                self._data[key] = task.train_data(options) if which == "train" else task.test_data(options)
-        return self._data[key]
+                found = task.train_data(options) if which == "train" else task.test_data(options)
+            known = self._data[place] = key, found
+        return known[1]
 
 
 class _Inbox:
@@ -306,9 +315,9 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
     return frames_in, frames_out
 
 
-def _be_modest() -> None:
+def _be_modest(wanted: priority.Priority) -> None:
     """Leave the core to the agent and the broker, memory too, and Ctrl-C to the agent, which then ends us."""
-    os.nice(5)
+    priority.lower(wanted)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):  # only Linux has it, and a container may forbid it
         Path("/proc/self/oom_score_adj").write_text("500")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,14 @@ LATEST = "latest"
 _REMEDY = "give this user the right to write there, or set out: to another folder"
 
 
-def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool, is_new: bool = False) -> None:
+def run_cloud(
+    config: CloudConfig,
+    *,
+    quiet: bool,
+    as_json: bool,
+    is_new: bool = False,
+    begun: Callable[[Process], None] = lambda _process: None,
+) -> None:
     """Run a cloud to the end of its run, an unfinished one's first, and write its summary beside its model.
 
     Args:
@@ -29,6 +37,7 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool, is_new: bool =
         quiet: print nothing but errors.
         as_json: print JSON lines rather than sentences.
         is_new: begin another run, also where one is unfinished.
+        begun: told of the process before it runs, as by a service that is watched.
 
     Raises:
         HflError: what made it fail.
@@ -45,6 +54,7 @@ def run_cloud(config: CloudConfig, *, quiet: bool, as_json: bool, is_new: bool =
             stack.enter_context(journal)
 
             def during(process: Process) -> None:
+                begun(process)
                 stack.enter_context(stopped_by_signals(process))
 
             result = role.run(config, journal, beginning, during=during)

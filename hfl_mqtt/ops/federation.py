@@ -20,11 +20,13 @@ from hfl_mqtt.config.site import Cloud, Farm, Site
 from hfl_mqtt.errors import HflError
 from hfl_mqtt.ops import brokers, children
 from hfl_mqtt.ops.mosquitto import Mosquitto, free_ports
+from hfl_mqtt.ops.papers import Laid, Papers
 from hfl_mqtt.ops.relay import Relay
 from hfl_mqtt.transport.link import Account
 
 HOST = "127.0.0.1"
 LEAVE_S = 20.0
+_VIEWERS = ("viewer",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,8 @@ class LocalFederation:
         is_metered: whether devices reach their farm's broker through counting relays, too.
         is_all_metered: whether edges and cloud do so as well, which are on their brokers' own machines.
         device_metrics: whether bridges carry the metrics of devices, so that they are seen at the cloud's broker.
+        papers: gives certificates to all, who then speak TLS and nothing else; without it they have passwords.
+        is_signed: whether nodes with papers sign what counts.
     """
 
     def __init__(
@@ -87,11 +91,16 @@ class LocalFederation:
         is_metered: bool = False,
         is_all_metered: bool = False,
         device_metrics: bool = False,
+        papers: Papers | None = None,
+        is_signed: bool = True,
     ) -> None:
         self.plan = plan
         self.directory = directory
         self._is_relayed, self._is_metered, self._is_all_metered = is_relayed, is_metered, is_all_metered
         self._device_metrics = device_metrics
+        #: Where the papers lie; None where there are passwords.
+        self.papers = None if papers is None else Laid(papers, directory / "papers", is_signed=is_signed)
+        self._viewer_ports: dict[str, int] = {}
         #: By farm: between its devices and its broker. By node: between an edge or the cloud and its own broker.
         self.lan_relays: dict[str, Relay] = {}
         self.local_relays: dict[str, Relay] = {}
@@ -109,27 +118,36 @@ class LocalFederation:
         # The relays hold their ports first, so none of them takes one that was found free for a broker.
         for farm in farms if self._is_relayed else ():
             self.relays[farm.name] = Relay(HOST, HOST, target_port=0)
-        ports = free_ports(1 + len(farms), HOST)
+        ports = free_ports(2 * (1 + len(farms)), HOST)
+        paths = ("cloud", *(f"cloud/{farm.name}" for farm in farms))
+        if self.papers is not None:
+            self._viewer_ports = dict(zip(paths, ports[1 + len(farms) :], strict=True))
         for relay in self.relays.values():
             relay.target_port = ports[0]
         if self._is_metered or self._is_all_metered:
-            self._meter(dict(zip(("cloud", *(f"cloud/{farm.name}" for farm in farms)), ports, strict=True)))
+            self._meter(dict(zip(paths, ports, strict=False)))
         site = Site(
             federation=self.plan.federation,
+            viewers=_VIEWERS,
+            security="passwords" if self.papers is None else "mtls",
             device_metrics=self._device_metrics,
-            cloud=Cloud(port=ports[0], bind=HOST, host=HOST),
+            cloud=Cloud(port=ports[0], viewer_port=self._viewer_ports.get("cloud"), bind=HOST, host=HOST),
             farms=tuple(
                 Farm(
                     name=farm.name,
                     port=port,
+                    viewer_port=self._viewer_ports.get(f"cloud/{farm.name}"),
                     bind=HOST,
+                    host=HOST,
                     uplink=f"{HOST}:{self.relays[farm.name].port if self._is_relayed else ports[0]}",
                     devices=tuple(device.name for device in farm.devices),
                 )
-                for farm, port in zip(farms, ports[1:], strict=True)
+                for farm, port in zip(farms, ports[1:], strict=False)
             ),
         )
         brokers.render_to(site, self._broker_dir, brokers.Layout.beside(self._broker_dir))
+        if self.papers is not None:
+            self.papers.lay(site, self._broker_dir)
         for broker in site.brokers():
             conf = self._broker_dir / broker.directory / "mosquitto.conf"
             self.brokers[broker.path] = Mosquitto(conf, broker.place.port)
@@ -153,9 +171,19 @@ class LocalFederation:
             broker.start()
 
     def account(self, user: str, broker: str = "cloud") -> Account:
-        """Return an account at one of the brokers."""
-        password = brokers.secret_path(self._broker_dir, user).read_text().strip()
-        return Account(host=HOST, port=self.brokers[broker].port, user=user, password=password)
+        """Return an account at one of the brokers: a node's, or a viewer's."""
+        is_viewer, port = user in _VIEWERS, self.brokers[broker].port
+        if self.papers is None:
+            return Account(host=HOST, port=port, user=user, password=self.secret_path(user).read_text().strip())
+        if not is_viewer:
+            return Account(host=HOST, port=port, user=user, tls=self.papers.files(user))
+        password, files = self.secret_path(user).read_text().strip(), self.papers.files("cloud", is_viewer=True)
+        return Account(host=HOST, port=self._viewer_ports[broker], user=user, password=password, tls=files)
+
+    def papers_dir(self, path: str) -> Path:
+        """Return the folder of a node's papers; only where nodes have some."""
+        assert self.papers is not None
+        return self.papers.folder(path)
 
     def secret_path(self, user: str) -> Path:
         """Return the file that holds an account's password."""
@@ -223,7 +251,7 @@ class LocalFederation:
             {
                 "name": path,
                 "data": dict(device.data),
-                "password_file": str(self.secret_path(path)),
+                **({"password_file": str(self.secret_path(path))} if self.papers is None else {}),
             }
             for device in farm.devices
             if name in ((path := f"cloud/{farm.name}/{device.name}"), f"cloud/{farm.name}/*")
@@ -282,7 +310,11 @@ class LocalFederation:
             "state_dir": str(self._state_dir / _file_name(name)),
             **settings,
         }
-        if role != "client":
+        if self.papers is not None:
+            own = f"{broker}/{{name}}" if role == "client" else name
+            document["broker"]["tls"] = self.papers.tls(own)
+            document |= self.papers.sections(own)
+        elif role != "client":
             document["broker"]["password_file"] = str(self.secret_path(name))
         config_path = self.directory / f"{_file_name(name)}.yaml"
         config_path.write_text(yaml.safe_dump(document, sort_keys=False))

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from hfl_mqtt.errors import BrokerError, Malformed
 from hfl_mqtt.ops.journal import plain
-from hfl_mqtt.protocol.messages import Info, Metrics, Phase, RoundCall, State, StateName, round_text
+from hfl_mqtt.protocol.messages import Info, Metrics, Phase, Quarantined, RoundCall, State, StateName, round_text
 from hfl_mqtt.protocol.topics import Channel, Filter, parent, viewer_filter
 from hfl_mqtt.protocol.wire import decode
 from hfl_mqtt.transport.link import Account, Arrived, Down, LinkEvent, Up
@@ -26,10 +26,12 @@ from hfl_mqtt.transport.mqtt import MqttLink
 MAX_NODES = 20_000
 _BESIDE = {
     "round", "in", "of", "samples", "seconds", "up_bytes", "down_bytes", "socket_out", "socket_in", "updates",
-    "mb_up", "mb_down", "rss_peak_mb", "trainer_peak_mb", "loss", "state_bytes", "fsyncs",
+    "mb_up", "mb_down", "rss_peak_mb", "trainer_peak_mb", "loss", "state_bytes", "fsyncs", "refused",
 }  # fmt: skip
 #: A cell shows no larger number, and no longer text.
 _MOST, _LONGEST = 1e15, 60
+#: Most troubles that are told below the table, and characters of one.
+_TROUBLES, _TROUBLE = 4, 160
 _COLUMNS = ("node", "state", "round", "in", "score", "loss", "up", "down", "age")
 _STYLE = {
     StateName.READY: "green",
@@ -51,6 +53,10 @@ class NodeView:
     #: Whether it was heard now, rather than kept by the broker since who knows when.
     is_live: bool = False
     state: StateName | None = None
+    #: What it says is wrong.
+    reason: str = ""
+    #: Which children it does not hear, and why.
+    quarantined: dict[str, str] = field(default_factory=dict)
     role: str = ""
     call: RoundCall | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -64,12 +70,24 @@ class NodeView:
             if name not in _BESIDE and isinstance(value, int | float) and not name.endswith(("_mb", "_c", "_percent"))
         }
 
+    @property
+    def troubles(self) -> list[str]:
+        """What people should know of it, in its own words."""
+        found = [self.reason] if self.reason else []
+        refused, why = self.metrics.get("refused"), self.metrics.get("refused_why")
+        if isinstance(refused, int) and refused > 0:
+            found.append(f"{refused} refused" + (f", the last of {why}" if isinstance(why, str) else ""))
+        found += [f"does not hear {child.rpartition('/')[2]}: {why}" for child, why in self.quarantined.items()]
+        return found
+
     def as_json(self, now: float) -> dict[str, Any]:
         """Return the row for a script."""
         return {
             "path": self.path,
             "role": self.role or None,
             "state": self.state.value if self.state else None,
+            "reason": self.reason or None,
+            "quarantined": self.quarantined,
             "round": self.metrics.get("round"),
             "phase": self.call.phase.value if self.call else None,
             "metrics": self.metrics,
@@ -102,7 +120,9 @@ class Fleet:
             view.seen_s, view.is_live = now, not event.frame.retain
             match message:
                 case State():
-                    view.state = message.state
+                    view.state, view.reason = message.state, message.reason
+                case Quarantined():
+                    view.quarantined = dict(message.children)
                 case Info():
                     view.role = message.role
                 case RoundCall():
@@ -159,6 +179,10 @@ def table(fleet: Fleet, now: float, *, title: str | None = None, most: int = 60,
         shown.add_row(f"... and {len(rows) - most} more")
     if not nodes:
         shown.caption = "Nothing has been said in this federation. Is its name right, and do its nodes run?"
+    elif troubles := [f"{view.path}: {trouble}" for view in nodes for trouble in view.troubles]:
+        more = [f"... and {len(troubles) - _TROUBLES} more"] if len(troubles) > _TROUBLES else []
+        shown.caption_justify = "left"
+        shown.caption = Text("\n").join(_said(line, _TROUBLE) for line in [*troubles[:_TROUBLES], *more])
     return shown
 
 
@@ -288,10 +312,10 @@ def _number(value: Any, form: str = ".4g") -> str:
     return format(value, form) if abs(value) < _MOST else "?"
 
 
-def _said(text: str) -> Text:
+def _said(text: str, longest: int = _LONGEST) -> Text:
     """Return a node's own words for a cell: no markup, no control characters, and not without end."""
     text = plain(text)
-    return Text(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
+    return Text(text if len(text) <= longest else f"{text[: longest - 1]}…")
 
 
 def _integer(value: Any) -> int:

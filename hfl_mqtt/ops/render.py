@@ -27,3 +27,5 @@ def render_site(site_file: Path, out_dir: Path, *, example: bool, as_json: bool)
         sys.stdout.write(f"{'wrote    ' if outcome.changed else 'unchanged'}  {outcome.path}\n")
     if not example:
         sys.stdout.write("Copy each broker's folder to its machine as brokers/README.md says.\n")
+        if site.has_certificates:
+            sys.stdout.write("The certificates that these files name are issued by hfl fleet render.\n")

@@ -14,8 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hfl_mqtt.config.sections import BrokerConfig, Federation
-from hfl_mqtt.config.wording import explain, key_text
+from hfl_mqtt.config.broker import BrokerConfig
+from hfl_mqtt.config.sections import Federation
+from hfl_mqtt.config.wording import KeyPath, explain, key_text
 from hfl_mqtt.errors import BrokerError, ConfigError
 from hfl_mqtt.ops import signals
 from hfl_mqtt.ops.fleet import Viewer, table
@@ -34,20 +35,31 @@ class _Options(BrokerConfig):
     federation: Federation = Field(description="What to look at.")
 
 
+#: The options that stand under `tls:` in a `broker:` section, by their names there.
+_TLS = {"ca_file": "ca", "cert_file": "cert", "key_file": "key"}
+
+
 def account_of(**options: Any) -> Account:
     """Check the command line's options, those of a `broker:` section and the federation, and return the account.
 
     Raises:
         ConfigError: with every wrong option, one a line; or the password cannot be read.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None and name not in _TLS.values()}
+    papers = {key: options[name] for key, name in _TLS.items() if options.get(name) is not None}
+    if papers:
+        given["tls"] = papers
     try:
         broker = _Options.model_validate(given)
     except ValidationError as error:
         mistakes = explain(error, _Options, given, lambda _: None)
-        wrong = [f"--{key_text(each.path).replace('_', '-')}: {each.text}" for each in mistakes]
-        raise ConfigError("\n".join(wrong)) from None
+        raise ConfigError("\n".join(f"--{_option(each.path)}: {each.text}" for each in mistakes)) from None
     return broker.account("viewer")
+
+
+def _option(path: KeyPath) -> str:
+    text = key_text(path)
+    return _TLS.get(text.removeprefix("tls."), text).replace("_", "-")
 
 
 def watch(account: Account, federation: str, *, once: bool, as_json: bool, wait_s: float = 10.0) -> None:

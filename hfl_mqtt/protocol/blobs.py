@@ -18,12 +18,9 @@ from itertools import islice
 from typing import Protocol
 
 from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol.messages import MAX_BLOB, PART_SIZE, Buffer, KeyPart, ModelPart, Piece, UpdatePart
+from hfl_mqtt.protocol.limits import EXPIRE_S, MAX_ASK, MAX_BLOB, PART_SIZE, WINDOW
+from hfl_mqtt.protocol.messages import Buffer, KeyPart, ModelPart, Piece, UpdatePart
 
-#: Parts under way at a time; the receiver tops up when half of them have arrived.
-WINDOW = 4
-#: Most parts asked for in one message.
-MAX_ASK = 64
 #: The longest silence before the missing parts are asked for again, in seconds.
 MAX_WAIT_S = 60.0
 #: The longest silence before they are asked for once; shorter than between two probes, or these would put it off.
@@ -79,6 +76,10 @@ def in_memory(pieces: Sequence[Buffer]) -> Buffer:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+#: Gives the trailer of a blob for the SHA-256 of what stands before it.
+Seal = Callable[[bytes], bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """A blob and how it is cut: `count` parts of even length, the last one shorter."""
@@ -93,14 +94,20 @@ class Cut:
         return cls.kept([blob], in_memory, part_size)
 
     @classmethod
-    def kept(cls, pieces: Sequence[Buffer], keep: Keep, part_size: int = PART_SIZE) -> Cut:
-        """Cut a blob that stands in several pieces, and have it put away."""
-        size = sum(map(len, pieces))
-        if not 0 < size <= MAX_BLOB:
-            raise ValueError(f"a blob has 1 to {MAX_BLOB} bytes, this one {size}")
+    def kept(
+        cls, pieces: Sequence[Buffer], keep: Keep, part_size: int = PART_SIZE, *, seal: Seal | None = None
+    ) -> Cut:
+        """Cut a blob that stands in several pieces, and have it put away; with a trailer, where it is sealed."""
         found = hashlib.sha256()
         for piece in pieces:
             found.update(piece)
+        if seal is not None:
+            trailer = seal(found.digest())
+            found.update(trailer)
+            pieces = [*pieces, trailer]
+        size = sum(map(len, pieces))
+        if not 0 < size <= MAX_BLOB:
+            raise ValueError(f"a blob has 1 to {MAX_BLOB} bytes, this one {size}")
         return cls(keep(pieces), found.hexdigest(), -(-size // part_size))
 
     @property
@@ -139,6 +146,7 @@ class _Incoming:
     size: int
     count: int
     asked: set[int]
+    begun_s: float
     last_progress_s: float
     last_heard_s: float
     last_ask_s: float
@@ -174,6 +182,8 @@ class Progress:
 
     blob: Buffer | None = None
     digest: str = ""
+    #: SHA-256 of the blob without its trailer.
+    body_digest: bytes = b""
     ask: tuple[int, ...] = ()
     is_new: bool = True
 
@@ -209,6 +219,7 @@ class Reassembler:
         stall_s: without progress for this long, or for twice the time between two parts where the link is slow, the
             missing parts are asked for; doubles each time, up to a minute.
         expire_s: without progress for this long, the blob is dropped.
+        trailer: bytes at the end of a blob that its `body_digest` leaves out.
     """
 
     def __init__(
@@ -219,9 +230,11 @@ class Reassembler:
         per_sender: int = 1,
         window: int | None = WINDOW,
         stall_s: float = 5.0,
-        expire_s: float = 600.0,
+        expire_s: float = EXPIRE_S,
+        trailer: int = 0,
     ) -> None:
         self.max_blob = max_blob
+        self._trailer = trailer
         self._max_total = max_total
         self._per_sender = per_sender
         self._window = window
@@ -265,13 +278,25 @@ class Reassembler:
         incoming.wait_s = incoming.patience_s
         if len(incoming.have) == incoming.count:
             self.drop(sender, part.blob)
-            found = digest(incoming.whole)
-            if not found.startswith(part.blob):
+            whole = memoryview(incoming.whole)
+            body = max(incoming.size - self._trailer, 0)
+            found = hashlib.sha256(whole[:body])
+            body_digest = found.digest()
+            found.update(whole[body:])
+            if not found.hexdigest().startswith(part.blob):
                 raise Corrupted("a blob does not hash to its name")
-            return Progress(blob=incoming.whole, digest=found)
+            return Progress(blob=incoming.whole, digest=found.hexdigest(), body_digest=body_digest)
         if self._window is not None and len(incoming.asked) <= self._window // 2:
             return Progress(ask=self._top_up(incoming, self._window))
         return Progress()
+
+    def slow(self, now: float, least_s: float, bytes_per_s: float) -> set[str]:
+        """Return whose open blobs have come slower than that, once the first parts have had `least_s`."""
+        return {
+            sender
+            for (sender, _), item in self._open.items()
+            if now - item.begun_s > least_s + item.size * len(item.have) / item.count / bytes_per_s
+        }
 
     def drop(self, sender: str, blob: str | None = None) -> None:
         """Forget a blob, or all blobs of a sender."""
@@ -350,6 +375,7 @@ class Reassembler:
             size=size,
             count=count,
             asked=set(range(in_flight)),
+            begun_s=now,
             last_progress_s=now,
             last_heard_s=now,
             last_ask_s=now,

@@ -16,30 +16,34 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from hfl_mqtt.protocol.limits import (
+    MAX_ASK,
+    MAX_BLOB,
+    MAX_CARD,
+    MAX_CODEC,
+    MAX_FRAMES,
+    MAX_LABEL,
+    MAX_METRICS,
+    MAX_PARTS,
+    MAX_PATH,
+    MAX_REASON,
+    MAX_SHUNNED,
+    MAX_TALLIES,
+    MAX_TOTAL,
+    MAX_WEIGHT,
+    PART_SIZE,
+    UNASKED,
+)
 from hfl_mqtt.protocol.topics import PATH_PATTERN, Channel
 
 #: Raised only together with new golden files; `wire` refuses other versions by name.
 PROTOCOL = 1
-#: Bytes of payload in one part; larger packets stall bridges on slow links.
-PART_SIZE = 256 * 1024
-MAX_PARTS = 4096
-MAX_BLOB = PART_SIZE * MAX_PARTS
-#: Most deltas after a keyframe.
-MAX_FRAMES = 4096
 #: How updates come up and models go down where nothing is said.
 USUAL_CODEC = "raw | zstd"
 #: Stands for a codec that each link chooses for itself.
 AUTO = "auto"
-#: Bytes of an update that are sent unasked, unless the call says less.
-UNASKED = 4 * PART_SIZE
 #: How often a node says that it is `Moving`, in seconds, and only of what takes longer than that.
 MOVING_EVERY_S = 10.0
-#: Most samples behind one update.
-MAX_WEIGHT = 2**40
-#: Most that a metric adds up to; a million of them are still a float.
-MAX_TOTAL = 1e300
-#: Most metrics of one update.
-MAX_TALLIES = 16
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=366 * 86400, allow_inf_nan=False)]
@@ -48,12 +52,14 @@ Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: The first eight bytes of a digest, where it only tells one of ours from another.
 ShortDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-Path = Annotated[str, Field(pattern=PATH_PATTERN, max_length=200)]
+#: Either of the two.
+AnyDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}([0-9a-f]{48})?$")]
+Path = Annotated[str, Field(pattern=PATH_PATTERN, max_length=MAX_PATH)]
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
 RoundId = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=1, max_length=8)]
-Text = Annotated[str, Field(max_length=300)]
-ShortText = Annotated[str, Field(max_length=64)]
-CodecText = Annotated[str, Field(min_length=1, max_length=120)]
+Text = Annotated[str, Field(max_length=MAX_REASON)]
+ShortText = Annotated[str, Field(max_length=MAX_LABEL)]
+CodecText = Annotated[str, Field(min_length=1, max_length=MAX_CODEC)]
 
 
 def _check_blob(value: object) -> Buffer:
@@ -96,7 +102,8 @@ def _check_part(value: object) -> bytes | Piece:
 #: What is heard are bytes; what is sent may be a `Piece`.
 PartData = Annotated[Any, AfterValidator(_check_part)]
 
-_CONFIG = ConfigDict(extra="ignore", allow_inf_nan=False)
+#: Validators are built when they are first used: a board uses few of them.
+_CONFIG = ConfigDict(extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
 def round_text(round_id: tuple[int, ...]) -> str:
@@ -156,12 +163,21 @@ class Info:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Identity:
+    """By which key to check what a node signs: its card, which the fleet's key has signed (see `trust.cards`)."""
+
+    channel: ClassVar[Channel] = Channel.STAT
+    name: ClassVar[str] = "identity"
+    card: Annotated[str, Field(min_length=1, max_length=MAX_CARD, pattern=r"^[A-Za-z0-9_\-.]+$")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Metrics:
     """Flat numbers for people; MQTT Explorer plots each. On the wire it is the bare mapping."""
 
     channel: ClassVar[Channel] = Channel.STAT
     name: ClassVar[str] = "metrics"
-    values: Annotated[dict[ShortText, int | float | Text | None], Field(max_length=64)]
+    values: Annotated[dict[ShortText, int | float | Text | None], Field(max_length=MAX_METRICS)]
 
 
 class Late(Enum):
@@ -233,12 +249,18 @@ class Manifest:
 
     The digest of version 0 is the SHA-256 of the initial weights; each delta makes a new one, see `blobs.next_digest`.
     So a digest names the model by how it came about, and an aggregator that never saw the weights, only deltas, can
-    still say it. Its first eight bytes, which stand here, hold all before them as well.
+    still say it. Its first eight bytes, which stand here, hold all before them as well; where the call is signed, all
+    32 do, for eight can be met by who tries long enough.
     """
 
     version: Count
-    digest: ShortDigest
+    digest: AnyDigest
     key: Count = 0
+
+    @property
+    def base(self) -> str:
+        """What updates that start from it call it."""
+        return self.digest[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -288,6 +310,8 @@ class RoundCall:
     #: How many rounds of the run its aggregator has opened before: the order of its calls. A round that is opened once
     #: more is a newer call than those that came after its first opening.
     number: Count = 0
+    #: Its aggregator's, see `statements.of_call`; empty where no identities are in use.
+    signature: Annotated[str, Field(pattern=r"^([A-Za-z0-9_\-]{86})?$")] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -353,6 +377,26 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Quarantine:
+    """An aggregator hears nothing of this child for so long, and why; the child says it to people in its own state."""
+
+    channel: ClassVar[Channel] = Channel.CMND
+    name: ClassVar[str] = "quarantine"
+    reason: Text
+    for_s: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Quarantined:
+    """Which children an aggregator does not hear, and why, for people; `more` are not named, to keep it short."""
+
+    channel: ClassVar[Channel] = Channel.STAT
+    name: ClassVar[str] = "quarantine"
+    children: Annotated[dict[Path, Text], Field(max_length=MAX_SHUNNED)] = field(default_factory=dict)
+    more: Count = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Want:
     """The receiver of a blob asks for these parts next: flow control and repair in one. An aggregator sends it to a
     child that uploads (`resend`)."""
@@ -360,7 +404,7 @@ class Want:
     channel: ClassVar[Channel] = Channel.CMND
     name: ClassVar[str] = "resend"
     blob: ShortDigest
-    parts: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PARTS)], ...], Field(max_length=64)]
+    parts: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PARTS)], ...], Field(max_length=MAX_ASK)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -373,7 +417,7 @@ class WantModel:
     channel: ClassVar[Channel] = Channel.TELE
     name: ClassVar[str] = "resend"
     version: Count
-    parts: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PARTS)], ...], Field(max_length=64)]
+    parts: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_PARTS)], ...], Field(max_length=MAX_ASK)]
     is_key: bool = False
 
 
@@ -530,6 +574,7 @@ class Update:
 Message = (
     State
     | Info
+    | Identity
     | Metrics
     | RoundCall
     | Receipt
@@ -543,5 +588,7 @@ Message = (
     | KeyPart
     | Control
     | Assign
+    | Quarantine
+    | Quarantined
     | Lease
 )

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hfl_mqtt.errors import Malformed
+from hfl_mqtt.protocol.limits import MAX_DEPTH, MAX_PATH
 
 JSON_ROOT = "hfl"
 BINARY_ROOT = "hflb"
 MARK = "@"
-MAX_DEPTH = 8
-MAX_PATH = 200
+_ECHO = "doctor/echo"
 
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,62}"
 #: A node's name: 1 to 8 segments of letters, digits, `_`, `.` and `-`, each starting with a letter or digit.
@@ -87,6 +87,16 @@ class Topic:
         if not (mark and root == expected_root and is_federation(federation) and is_path(path) and _NAME.match(name)):
             raise Malformed(f"not a topic of this protocol: {text[:120]!r}")
         return cls(federation, path, channel, name)
+
+
+def path_of(topic: str) -> str:
+    """Return the node on whose path something stands, unchecked: for who only wants to throw things away.
+
+    >>> path_of("hfl/fed1/cloud/farm-a/@/stat/state"), path_of("$SYS/broker/uptime")
+    ('cloud/farm-a', '')
+    """
+    head, mark, _ = topic.partition(f"/{MARK}/")
+    return head.split("/", 2)[-1] if mark and head.count("/") >= 2 else ""
 
 
 def carries_parts(topic: str) -> bool:
@@ -169,6 +179,15 @@ def edge_filters(path: str) -> list[Filter]:
     return [Filter(topic=bridge_state(path), qos=1)]
 
 
+def identity_filters(federation: str, path: str, *, has_children: bool) -> list[Filter]:
+    """What a node with an identity reads besides: the cards by which it checks its parent and its children."""
+    known = [] if (above := parent(path)) is None else [above]
+    return [
+        Filter(topic=f"{JSON_ROOT}/{federation}/{who}/{MARK}/stat/identity", qos=0)
+        for who in (*known, *([f"{path}/+"] if has_children else []))
+    ]
+
+
 def lease_filters(federation: str, path: str) -> list[Filter]:
     """What they read who could all speak for a place: who does, and what was last said there of its state."""
     own = f"{JSON_ROOT}/{federation}/{path}/{MARK}/stat"
@@ -178,8 +197,7 @@ def lease_filters(federation: str, path: str) -> list[Filter]:
 def bridge_account(path: str) -> str:
     """Return the account under which the broker of `path` connects to the one above.
 
-    No node can be called so, because a node's name starts with a letter or digit: the rights that a pattern gives to
-    every account are about topics that nobody uses.
+    No node can be called so, because a node's name starts with a letter or digit.
     """
     return f"_bridge/{path}"
 
@@ -198,21 +216,53 @@ def bridge_state(path: str) -> str:
     return f"$SYS/broker/connection/{bridge_client(path, 'ctl')}/state"
 
 
+def is_sensor_topic(text: str) -> bool:
+    """Whether sensors may speak there, or a filter of theirs with `+`: never where a federation's nodes do.
+
+    Bridges carry topics of the federation, so a reading that stood on one would leave its farm.
+
+    >>> [is_sensor_topic(text) for text in ("sensors/+/soil", "sensors/#", "hfl/x", "+/soil", "$SYS/x")]
+    [True, False, False, False, False]
+    """
+    levels = text.split("/")
+    is_filter = all(level == "+" or not set(level) & set("+#\0") for level in levels)
+    is_apart = levels[0] not in ("", "+", JSON_ROOT, BINARY_ROOT) and not levels[0].startswith("$")
+    return is_filter and is_apart and len(text) <= MAX_PATH
+
+
 def viewer_filter(federation: str) -> str:
     """What people and the watcher read: all JSON of one federation."""
     return f"{JSON_ROOT}/{federation}/#"
 
 
-def acl_patterns(federation: str) -> list[tuple[str, str]]:
-    """Rights as (access, pattern) that hold for every account on every broker; `%u` is the user name, a node's path."""
-    own_json, own_binary = f"{JSON_ROOT}/{federation}/%u", f"{BINARY_ROOT}/{federation}/%u"
-    return [
-        ("readwrite", f"{own_json}/{MARK}/stat/#"),
-        ("write", f"{own_json}/{MARK}/tele/#"),
+def acl_node(federation: str, path: str, *, has_children: bool) -> list[tuple[str, str]]:
+    """Rights of the node `path` at its own broker, as (access, topic).
+
+    A device speaks for itself alone, `stat`, `tele` and `up`, and hears its parent's broadcast and its own commands. An
+    aggregator (`has_children`) also says its model, reads its own `stat` (who holds the lease) and what its children
+    say, and commands them. The root has nobody above it: people ask of it through `cmnd/control`, in its own name.
+    """
+    own_json, own_binary = f"{JSON_ROOT}/{federation}/{path}", f"{BINARY_ROOT}/{federation}/{path}"
+    above = parent(path)
+    rights = [
+        ("readwrite" if has_children else "write", f"{own_json}/{MARK}/stat/#"),
         ("read", f"{own_json}/{MARK}/cmnd/#"),
-        ("write", f"{own_json}/{MARK}/cmnd/control"),
-        ("read", bridge_state("%u")),
-        ("write", f"{own_binary}/{MARK}/up/#"),
+    ]
+    if above is None:
+        rights.append(("write", f"{own_json}/{MARK}/cmnd/control"))
+    else:
+        rights += [
+            ("write", f"{own_json}/{MARK}/tele/#"),
+            ("write", f"{own_binary}/{MARK}/up/#"),
+            ("read", f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/#"),
+            ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/#"),
+            ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/key/#"),
+        ]
+    if not has_children:
+        return rights
+    return [
+        *rights,
+        *([] if above is None else [("read", bridge_state(path))]),
         ("write", f"{own_binary}/{MARK}/down/#"),
         ("write", f"{own_binary}/{MARK}/key/#"),
         ("read", f"{own_json}/+/{MARK}/stat/#"),
@@ -222,34 +272,21 @@ def acl_patterns(federation: str) -> list[tuple[str, str]]:
     ]
 
 
-def acl_broadcast(federation: str, path: str) -> list[tuple[str, str]]:
-    """Rights of the node `path` that a pattern cannot say: to read its parent's broadcast."""
-    above = parent(path)
-    if above is None:
-        return []
-    return [
-        ("read", f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/#"),
-        ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/#"),
-        ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/key/#"),
-    ]
-
-
 def acl_viewer() -> list[tuple[str, str]]:
     """Rights of an account for people: all JSON of every federation, the broker's own figures, no weights."""
     return [("read", f"{JSON_ROOT}/#"), ("read", "$SYS/#")]
 
 
-def acl_bridge(federation: str, path: str) -> list[tuple[str, str]]:
-    """Rights at the upper broker of the bridge that carries the subtree of `path`."""
-    above = parent(path)
+def acl_bridge(federation: str, path: str, *, device_metrics: bool = False) -> list[tuple[str, str]]:
+    """Rights at the upper broker of the bridge that carries the subtree of `path`: to what it carries, and no more.
+
+    Its notification there (`bridge_state`) is denied, whatever is granted: under `$SYS` Mosquitto lets nobody write but
+    itself, and bridges whose client id has no `/`. It is read at the lower broker, which says it too.
+    """
+    carried = [*bridge_control(federation, path, device_metrics=device_metrics), *bridge_data(federation, path)]
     return [
-        ("write", f"{JSON_ROOT}/{federation}/{path}/#"),
-        ("write", f"{BINARY_ROOT}/{federation}/{path}/{MARK}/up/#"),
-        ("write", "$SYS/broker/connection/#"),
-        ("read", f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/#"),
-        ("read", f"{JSON_ROOT}/{federation}/{path}/{MARK}/cmnd/#"),
-        ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/#"),
-        ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/key/#"),
+        *(("write" if way == "out" else "read", pattern) for pattern, way, _ in carried),
+        ("write", f"{JSON_ROOT}/{federation}/{path}/{MARK}/cmnd/{_ECHO}"),
     ]
 
 
@@ -260,7 +297,8 @@ def bridge_control(federation: str, path: str, *, device_metrics: bool = False) 
     there, with lines for each level that there may be: MQTT has no wildcard for some levels and then more. What nodes
     below measure in every round crosses a metered link only where that is wanted (`device_metrics`); the sums stand in
     this node's own metrics. What a farm's edge and devices say to each other stays there, calls and receipts. Of the
-    parent comes in what its child needs, the call, and whether it is there; its metrics are read at its own broker.
+    parent comes in what its child needs, the call, the card it is checked by, and whether the parent is there; its
+    metrics are read at its own broker.
 
     What comes in retained comes at QoS 0: a lost link brings its newest again as soon as it is back, and at QoS 1 the
     upper broker would queue every older call and model meanwhile. What was deleted meanwhile stays at the lower broker.
@@ -269,11 +307,12 @@ def bridge_control(federation: str, path: str, *, device_metrics: bool = False) 
     below = ("state", "info", "metrics") if device_metrics else ("state", "info")
     levels = [own + "/+" * level for level in range(1, MAX_DEPTH - len(path.split("/")) + 1)]
     return [
-        *((f"{own}/{MARK}/stat/{name}", "out", 1) for name in ("state", "info", "metrics")),
+        *((f"{own}/{MARK}/stat/{name}", "out", 1) for name in ("state", "info", "metrics", "identity", "quarantine")),
         *((f"{level}/{MARK}/stat/{name}", "out", 1) for level in levels for name in below),
         (f"{own}/{MARK}/tele/#", "out", 1),
         (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/round", "in", 0),
         (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/state", "in", 0),
+        (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/identity", "in", 0),
         (f"{own}/{MARK}/cmnd/#", "in", 1),
     ]
 
@@ -290,3 +329,16 @@ def bridge_data(federation: str, path: str) -> list[tuple[str, str, int]]:
         (f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/#", "in", 0),
         (f"{BINARY_ROOT}/{federation}/{above}/{MARK}/key/#", "in", 0),
     ]
+
+
+def bridge_echo(federation: str, path: str) -> str:
+    """Return a further topic of the data connection, as Mosquitto writes it: what proves both connections, both ways.
+
+    What the node says on this topic of its own `stat` goes up as a command to itself, and the control connection brings
+    it down again: two brokers alone answer `hfl doctor`. No node subscribes to anything so deep.
+
+    >>> bridge_echo("fed1", "cloud/a")
+    'doctor/echo out 1 hfl/fed1/cloud/a/@/stat/ hfl/fed1/cloud/a/@/cmnd/'
+    """
+    own = f"{JSON_ROOT}/{federation}/{path}/{MARK}"
+    return f"{_ECHO} out 1 {own}/stat/ {own}/cmnd/"

@@ -15,14 +15,15 @@ import msgpack
 from pydantic import TypeAdapter, ValidationError
 
 from hfl_mqtt.errors import Malformed
+from hfl_mqtt.protocol.limits import MAX_BINARY, MAX_CONTAINERS, MAX_HEAD, MAX_JSON, MAX_TEXT
 from hfl_mqtt.protocol.messages import (
-    PART_SIZE,
     PROTOCOL,
     Announce,
     Assign,
     Buffer,
     Control,
     Decline,
+    Identity,
     Info,
     Keyframe,
     KeyPart,
@@ -32,6 +33,8 @@ from hfl_mqtt.protocol.messages import (
     ModelPart,
     Moving,
     Piece,
+    Quarantine,
+    Quarantined,
     Receipt,
     RoundCall,
     State,
@@ -42,22 +45,12 @@ from hfl_mqtt.protocol.messages import (
 )
 from hfl_mqtt.protocol.topics import Channel, Topic, slot
 
-#: MQTT Explorer cuts at 20,000 bytes; a JSON message stays under this, both ways.
-MAX_JSON = 16_000
-#: A part and its envelope.
-MAX_BINARY = PART_SIZE + 4096
-#: The map that stands before the bytes of an update or a keyframe.
-MAX_HEAD = 64 * 1024
-#: Lists and maps in one binary envelope; an update of 16 metrics has 19.
-MAX_CONTAINERS = 64
-#: Bytes of one text in a binary envelope.
-MAX_TEXT = 1024
-
 _JSON_TYPES: dict[tuple[Channel, str], type[Any]] = {
     (kind.channel, kind.name): kind
     for kind in (
         *(State, Info, Metrics, RoundCall, Receipt, Want, WantModel, Announce, Decline, Moving),
-        *(Control, Assign, Lease),
+        *(Quarantine, Quarantined),
+        *(Control, Assign, Lease, Identity),
     )
 }
 #: Their channel says what they are, and what their blobs are.
@@ -189,12 +182,18 @@ def unpack_keyframe(blob: Buffer) -> Keyframe:
     return _validate(Keyframe, {**head, "start": rest[:size], "plus": rest[size:] if size < len(rest) else None})  # type: ignore[no-any-return]
 
 
+def fields_of(message: Message) -> dict[str, Any]:
+    """Return a message as JSON has it, without the fields that have their usual value.
+
+    On a metered link these messages are most of what is sent beside the model.
+    """
+    return _ADAPTERS[type(message)].dump_python(message, mode="json", exclude_defaults=True)  # type: ignore[no-any-return]
+
+
 def _json(message: Message) -> bytes:
     if isinstance(message, Metrics):
         return json.dumps(message.values, separators=(",", ":"), allow_nan=False).encode()
-    # What has its usual value is left out: on a metered link these messages are most of what is sent beside the model.
-    fields: dict[str, Any] = _ADAPTERS[type(message)].dump_python(message, mode="json", exclude_defaults=True)
-    return json.dumps({"v": PROTOCOL, **fields}, separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps({"v": PROTOCOL, **fields_of(message)}, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _read_json(kind: type[Any], payload: bytes) -> Any:

@@ -16,10 +16,10 @@ from hfl_mqtt.learning import start, store
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.learning.trainer import Failed, Initial
 from hfl_mqtt.learning.weights import digest
+from hfl_mqtt.protocol.limits import RECEIVE_MAXIMUM
 from hfl_mqtt.protocol.messages import Buffer, Info, round_text
 from hfl_mqtt.registry import make
-from hfl_mqtt.roles import runs
-from hfl_mqtt.roles.edge import RECEIVE_MAXIMUM
+from hfl_mqtt.roles import identities, runs
 from hfl_mqtt.roles.opening import Opened, opened
 from hfl_mqtt.roles.process import Process, Record
 from hfl_mqtt.roles.runner import Runner
@@ -27,6 +27,8 @@ from hfl_mqtt.roles.runs import Run
 from hfl_mqtt.roles.workshop import Workshop
 from hfl_mqtt.rounds.actions import Note, Save, note
 from hfl_mqtt.rounds.cloud import CloudNode, Schedule
+from hfl_mqtt.rounds.conduct import Bounds
+from hfl_mqtt.rounds.signing import Signer
 from hfl_mqtt.rounds.stopping import Stop
 from hfl_mqtt.state.vault import Vault
 from hfl_mqtt.transport.link import Account
@@ -63,6 +65,7 @@ class Beginning:
 
     opened: Opened
     account: Account
+    signer: Signer | None
     run: Run
     start: Buffer | None
 
@@ -85,20 +88,22 @@ def prepare(config: CloudConfig, *, is_new: bool = False) -> Beginning:
         is_new: begin another run, also where one is unfinished.
 
     Raises:
-        ConfigError: the password cannot be read, or an unfinished run was begun with something else.
+        ConfigError: the password cannot be read, the identity is of another node, or an unfinished run was begun with
+            something else.
         HflError: the state directory cannot be written, or belongs to another process.
     """
     account = config.account()  # what can be wrong at once is found before torch is loaded
+    signer = identities.load(config.identity, config.federation, config.name)
     path = config.state_path()
     ready = opened(path, {config.name: path}, config.federation, {config.name: account})
     try:
         kept = ready.vault.of(config.name)
         run = None if is_new else runs.unfinished(kept, config)
         if run is not None:
-            return Beginning(ready, account, run, kept[runs.START])
+            return Beginning(ready, account, signer, run, kept[runs.START])
         name = new_run()
         folder = str(config.out_path() / name)
-        return Beginning(ready, account, Run(id=name, folder=folder, config=runs.described(config)), None)
+        return Beginning(ready, account, signer, Run(id=name, folder=folder, config=runs.described(config)), None)
     except BaseException:
         ready.vault.close()
         raise
@@ -152,7 +157,7 @@ def run(
         if found is None:
             return None
         run, start_bytes = found
-        node = _node(config, run, beginning.opened, start_bytes)
+        node = _node(config, run, beginning, start_bytes)
         process.add(
             Runner(
                 node,
@@ -229,8 +234,9 @@ def _check_stop(config: CloudConfig, run: Run) -> None:
         )
 
 
-def _node(config: CloudConfig, run: Run, opened: Opened, start_bytes: Buffer) -> CloudNode:
+def _node(config: CloudConfig, run: Run, beginning: Beginning, start_bytes: Buffer) -> CloudNode:
     _check_stop(config, run)
+    opened = beginning.opened
     arithmetic = TensorArithmetic(make("strategies", config.strategy))
     weights = arithmetic.start(start_bytes).weights()
     is_seed = config.initial == "seed" or (config.initial == "auto" and run.is_reproducible)
@@ -262,6 +268,8 @@ def _node(config: CloudConfig, run: Run, opened: Opened, start_bytes: Buffer) ->
         weights=weights,
         start=start.of_seed(weights, config.seed) if is_seed else start_bytes,
         saved=opened.vault.of(config.name),
+        signer=beginning.signer,
+        bounds=Bounds(**config.limits.given()),
     )
 
 

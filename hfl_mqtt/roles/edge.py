@@ -10,17 +10,19 @@ from hfl_mqtt import __version__
 from hfl_mqtt.config.models import EdgeConfig, LeaseConfig
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.learning.shelf import Shelf
+from hfl_mqtt.protocol.limits import RECEIVE_MAXIMUM
 from hfl_mqtt.protocol.messages import Buffer, Info
 from hfl_mqtt.protocol.topics import parent
+from hfl_mqtt.roles import identities
 from hfl_mqtt.roles.opening import Opened, opened
 from hfl_mqtt.roles.process import Process, Record
 from hfl_mqtt.roles.runner import Runner
 from hfl_mqtt.rounds.actions import note
+from hfl_mqtt.rounds.conduct import Bounds
 from hfl_mqtt.rounds.edge import EdgeNode
 from hfl_mqtt.rounds.lease import Leased
+from hfl_mqtt.rounds.signing import Signer
 
-#: Updates an aggregator lets the broker have outstanding with it.
-RECEIVE_MAXIMUM = 20
 #: From here on an allocation is its own map of the system's; glibc's name for that setting is -3.
 _LARGE = 128 * 1024
 _M_MMAP_THRESHOLD = -3
@@ -30,11 +32,12 @@ def make(config: EdgeConfig, record: Record) -> Process:
     """Put the process of an edge together; `Process.hold` runs it.
 
     Raises:
-        ConfigError: the password cannot be read.
+        ConfigError: the password cannot be read, or the identity is of another node.
         HflError: the state directory cannot be written.
     """
     _give_memory_back()
     account, path, lease = config.account(), config.state_path(), config.lease
+    signer = identities.load(config.identity, config.federation, config.name)
     # Of a leased edge neither boots nor states are this process's to say before it leads.
     nodes, accounts = ({config.name: path}, {config.name: account}) if lease is None else ({}, {})
     ready = opened(path, nodes, config.federation, accounts)
@@ -44,7 +47,7 @@ def make(config: EdgeConfig, record: Record) -> Process:
             record(config.name, note("damaged", reason=ready.vault.damage))
         process.add(
             Runner(
-                _node(config, ready) if lease is None else _leased(config, ready, lease),
+                _node(config, ready, signer) if lease is None else _leased(config, ready, signer, lease),
                 config.federation,
                 account,
                 process,
@@ -59,22 +62,26 @@ def make(config: EdgeConfig, record: Record) -> Process:
     return process
 
 
-def _node(config: EdgeConfig, ready: Opened) -> EdgeNode:
-    return _single(config, Shelf(config.state_path()), ready.boots[config.name], ready.vault.of(config.name))
+def _node(config: EdgeConfig, ready: Opened, signer: Signer | None) -> EdgeNode:
+    shelf = Shelf(config.state_path())
+    return _single(config, shelf, signer, ready.boots[config.name], ready.vault.of(config.name))
 
 
-def _leased(config: EdgeConfig, ready: Opened, lease: LeaseConfig) -> Leased:
+def _leased(config: EdgeConfig, ready: Opened, signer: Signer | None, lease: LeaseConfig) -> Leased:
     shelf = Shelf(config.state_path())
     return Leased(
         path=config.name,
         holder=lease.holder,
         for_s=lease.lasts,
-        make=lambda epoch, saved: _single(config, shelf, epoch, saved),
+        make=lambda epoch, saved: _single(config, shelf, signer, epoch, saved),
         saved=lambda: ready.vault.latest(config.name),
+        signer=signer,
     )
 
 
-def _single(config: EdgeConfig, shelf: Shelf, boot: int, saved: Mapping[str, Buffer]) -> EdgeNode:
+def _single(
+    config: EdgeConfig, shelf: Shelf, signer: Signer | None, boot: int, saved: Mapping[str, Buffer]
+) -> EdgeNode:
     info = Info(role="edge", boot=boot, parent=parent(config.name), software=f"hfl-mqtt {__version__}")
     return EdgeNode(
         path=config.name,
@@ -84,6 +91,8 @@ def _single(config: EdgeConfig, shelf: Shelf, boot: int, saved: Mapping[str, Buf
         max_model=config.max_model,
         keep=shelf.keep,
         saved=saved,
+        signer=signer,
+        bounds=Bounds(**config.limits.given()),
     )
 
 

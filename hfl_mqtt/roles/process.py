@@ -12,16 +12,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfl_mqtt.errors import HflError, Misuse
 from hfl_mqtt.roles import vitals
 from hfl_mqtt.roles.runner import Loop, Runner
 from hfl_mqtt.roles.shell import MetricValues
 from hfl_mqtt.roles.workshop import Workshop
-from hfl_mqtt.rounds.actions import Counted, Move, Note, Persist, RunOver, Save, Work, note
+from hfl_mqtt.rounds.actions import Counted, Move, Note, Persist, RunOver, Sampled, Save, Work, note
 from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.state.vault import Changes, Vault
+
+if TYPE_CHECKING:
+    from hfl_mqtt.roles.sensors import Sensors
 
 #: Takes a node's path and a note: the journal, or a list in a test.
 Record = Callable[[str, Note], None]
@@ -41,6 +44,7 @@ class Process:
         until_finished: end when every node's run is over; else only a signal, or that all have failed, ends it.
         extra: further figures beside every node's metrics, e.g. a board's vitals.
         moved: lets a node go on under another name, given its old and its new one.
+        sensors: gathers the nodes' own data; is closed with the process.
     """
 
     def __init__(
@@ -55,10 +59,11 @@ class Process:
         until_finished: bool = False,
         extra: Callable[[], MetricValues] | None = None,
         moved: Callable[[str, str], None] | None = None,
+        sensors: Sensors | None = None,
     ) -> None:
         self._record, self._workshop, self._save, self._extra = record, workshop, save, extra
         self._vault, self._beside = vault, beside
-        self._moved = moved
+        self._moved, self._sensors = moved, sensors
         self._data = data or {}
         self._until_finished = until_finished
         self._runners: dict[str, Runner] = {}
@@ -123,7 +128,15 @@ class Process:
         trainer = self._workshop.pid if self._workshop is not None else None
         if trainer is not None:
             extra["trainer_peak_mb"] = vitals.peak_mb(trainer)
+        if self._sensors is not None:
+            extra |= self._sensors.figures(node.path)
         return {**vitals.of_shell(self._runners[node.path].shell), **extra}
+
+    def sampled(self, path: str, samples: int) -> None:
+        """Tell a node how many samples its device has now; from any thread."""
+        runner = self._runners.get(path)
+        if runner is not None:
+            runner.put(Sampled(samples=samples))
 
     def over(self, node: Node, end: RunOver) -> None:
         """Note the end of a run."""
@@ -160,6 +173,10 @@ class Process:
         self._data = {**self._data, runner.node.path: data}
         self.add(runner)
 
+    def beat(self, act: Callable[[], None], every_s: float) -> None:
+        """Have something done again and again by the thread that holds the process, as proof that it turns."""
+        self._loop.beat(act, every_s)
+
     def stop(self) -> None:
         """Ask the process to end; from any thread or signal."""
         self._is_stopping = True
@@ -193,6 +210,8 @@ class Process:
         """End everything, in order. Idempotent."""
         self._is_closing = True
         self._loop.close()
+        if self._sensors is not None:
+            self._sensors.close()
         if self._workshop is not None:
             self._workshop.close()
         if self._vault is not None:

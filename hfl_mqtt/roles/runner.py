@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from itertools import count
 
 from hfl_mqtt.errors import BrokerError, HflError, Unwritable
 from hfl_mqtt.protocol.wire import encode
+from hfl_mqtt.roles.line import Line
 from hfl_mqtt.roles.shell import Shell, World, filters
 from hfl_mqtt.rounds.actions import Event, Persist
 from hfl_mqtt.rounds.node import Node
@@ -73,18 +75,23 @@ class Runner:
         """Make a link for what the node is now."""
         node, limit_s = self.node, self.node.session_at_most_s
         self._connection += 1
-        connection = self._connection
+        connection, line = self._connection, Line()
+        self._line = line
         return MqttLink(
             account=self._account,
             filters=filters(node, self._federation),
-            sink=lambda event: self._inbox.put((self, event, connection)),
+            sink=partial(self._heard, connection, line),
             will=encode(node.will, self._federation, node.path) if node.will is not None else None,
-            client_id=node.client_id,
+            client_id=self._account.session(node.client_id),
             keepalive_s=self._keepalive_s,
             session_expiry_s=self._session_expiry_s if limit_s is None else min(self._session_expiry_s, int(limit_s)),
             receive_maximum=self._receive_maximum,
             clean=limit_s == 0,
         )
+
+    def _heard(self, connection: int, line: Line, event: LinkEvent) -> None:
+        if line.enter(event):
+            self._inbox.put((self, event, connection))
 
     def put(self, event: Event) -> None:
         """Hand an event to the node, from any thread."""
@@ -112,6 +119,7 @@ class Runner:
 
     def take(self, event: LinkEvent | Event, now: float) -> None:
         """Take an event; what comes for a node that has left is dropped."""
+        self._line.leave(event)
         if not self._has_left:
             self._attempt(partial(self._take, event, now))
 
@@ -201,6 +209,8 @@ class Loop:
         self._alarm_of: dict[Runner, float] = {}
         self._order = count()
         self._later: list[Callable[[], None]] = []
+        self._beat: tuple[Callable[[], None], float] | None = None
+        self._beat_due_s = math.inf
         self._is_running = False
 
     def add(self, runner: Runner) -> None:
@@ -219,6 +229,10 @@ class Loop:
     def later(self, act: Callable[[], None]) -> None:
         """Have something done once what is being done is over; on the loop's own thread."""
         self._later.append(act)
+
+    def beat(self, act: Callable[[], None], every_s: float) -> None:
+        """Have something done when `run` begins to turn and every so many seconds as long as it does; before `run`."""
+        self._beat, self._beat_due_s = (act, every_s), -math.inf
 
     def wake(self) -> None:
         """Have `run` ask again whether it is done; from any thread or signal."""
@@ -249,7 +263,8 @@ class Loop:
 
     def _turn(self) -> None:
         """Take the events that are there, or wait for one; ring the alarms that are due; do what comes of it."""
-        patience_s = max(self._alarms[0][0] - time.monotonic(), 0.0) if self._alarms else None
+        due_s = min(self._alarms[0][0] if self._alarms else math.inf, self._beat_due_s)
+        patience_s = max(due_s - time.monotonic(), 0.0) if due_s < math.inf else None
         touched: dict[Runner, None] = {}
         size = 0
         for _ in range(MAX_TOGETHER):
@@ -281,6 +296,10 @@ class Loop:
         self._settle(list(touched), now)
         while self._later:
             self._later.pop(0)()
+        if self._beat is not None and now >= self._beat_due_s:
+            act, every_s = self._beat
+            self._beat_due_s = now + every_s
+            act()
 
     def _settle(self, touched: list[Runner], now: float) -> None:
         """Have what these nodes ask for made durable, all in one, then do what they want, and set their alarms anew."""

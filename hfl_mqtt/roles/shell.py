@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from hfl_mqtt.errors import Malformed, Unwritable
@@ -20,9 +21,11 @@ from hfl_mqtt.protocol.topics import (
     bridge_state,
     carries_parts,
     edge_filters,
+    identity_filters,
     lease_filters,
     parent,
     participant_filters,
+    path_of,
 )
 from hfl_mqtt.protocol.wire import Frame, decode, encode
 from hfl_mqtt.rounds.actions import (
@@ -55,6 +58,8 @@ from hfl_mqtt.transport.link import Arrived, Down, Link, LinkEvent, Rejected, Up
 MetricValues = Mapping[str, int | float | str | None]
 
 
+#: How often at most it is looked whether other keys were revoked: when something happens, and never for its own sake.
+LOOK_AGAIN_S = 10.0
 #: How long after a disk could not take what must be durable it is tried again, and how soon where something happens.
 HALT_RETRY_S = 10.0
 _HALT_LEAST_S = 1.0
@@ -104,9 +109,11 @@ def filters(node: Node, federation: str) -> list[Filter]:
         own = lease_filters(federation, node.path)
         return own if node.node is None else own + filters(node.node, federation)
     bridge = edge_filters(node.path) if isinstance(node, EdgeNode) else []
+    has_children = not isinstance(node, ClientNode)
+    cards = identity_filters(federation, node.path, has_children=has_children) if node.signer is not None else []
     up = participant_filters(federation, node.path) if parent(node.path) is not None else []
     down = [] if isinstance(node, ClientNode) else aggregator_filters(federation, node.path)
-    return up + down + bridge
+    return cards + up + down + bridge
 
 
 @dataclass(slots=True)
@@ -152,6 +159,7 @@ class Shell:
         self._retry_s = self._halted_s = 0.0
         self._heard_while_halted: list[LinkEvent | Event] = []
         self._is_settling = False
+        self._look_again_s = -inf
         if isinstance(node, Leased):
             node.on_lead = self._meter
         self._meter(node)
@@ -221,6 +229,7 @@ class Shell:
             self._put_off(event, now)
             return
         arrived = event if isinstance(event, Arrived) else None
+        self._look_again(now)
         try:
             self._due.append(_Due(self._heard(event, now), arrived))
         except BaseException:
@@ -287,6 +296,16 @@ class Shell:
             self._perform(action)
 
     # -------------------------------------------------------------- inside
+
+    def _look_again(self, now: float) -> None:
+        """Look whether other keys were revoked meanwhile: before what was signed with them is heard."""
+        signer = self.node.signer
+        if signer is None or now < self._look_again_s:
+            return
+        self._look_again_s = now + LOOK_AGAIN_S
+        found = signer.look_again()
+        if found is not None:
+            self._world.record(self.node, note("revoked", **found))
 
     def _settle(self, now: float) -> None:
         """Have what is due made durable, and do it; also what comes of it meanwhile, where a link answers at once."""
@@ -375,6 +394,10 @@ class Shell:
             return []  # a retained message was deleted
         if frame.topic == bridge_state(self.node.path):
             return self.node.handle(Bridged(is_up=frame.payload != b"0"), now)
+        speaker = path_of(frame.topic)
+        instead = self.node.judge(speaker, len(frame.payload), now)
+        if instead is not None:
+            return instead
         try:
             message, topic = decode(frame)
             if topic.federation != self._federation:
@@ -385,7 +408,8 @@ class Shell:
                     raise Malformed(f"a command for {topic.path!r} came to {self.node.path!r}")
                 sender = parent(topic.path) or ""
         except Malformed as error:
-            return [note("malformed", topic=frame.topic[:200], reason=str(error))]
+            malformed = note("malformed", topic=frame.topic[:200], reason=str(error))
+            return [malformed, *self.node.malformed(speaker, str(error), now)]
         self._count(len(frame.payload), is_from_above=sender == parent(self.node.path), channel=topic.channel)
         return self.node.handle(Received(message=message, sender=sender), now)
 

@@ -23,7 +23,7 @@ class Workshop:
         task: the task's label; calls for another task are declined.
         options: what stands under `task:`.
         residual: where a node keeps what coding cuts off from its updates, by path; None where it keeps nothing.
-        trainer: arguments of `Trainer`: `idle_s`, `device`, `threads`, `on_log`.
+        trainer: arguments of `Trainer`: `idle_s`, `device`, `threads`, `priority`, `on_log`.
     """
 
     def __init__(

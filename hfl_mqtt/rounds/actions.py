@@ -76,7 +76,14 @@ class Bridged:
     is_up: bool
 
 
-Event = Connected | Lost | Received | Worked | WorkFailed | Bridged
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A client's own data has grown, or shrunk, to so many samples."""
+
+    samples: int
+
+
+Event = Connected | Lost | Received | Worked | WorkFailed | Bridged | Sampled
 
 # ------------------------------------------------------------------ actions
 

@@ -11,20 +11,33 @@ What must outlive a crash is put down (`Persist`) before it is said; after one, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from math import prod
 from types import MappingProxyType
 
 from hfl_mqtt.errors import Malformed, Misuse, Refused
-from hfl_mqtt.protocol.blobs import WINDOW, Corrupted, Full, Keep, Reassembler, digest, in_memory
+from hfl_mqtt.protocol import messages, statements
+from hfl_mqtt.protocol.blobs import Corrupted, Full, Keep, Reassembler, digest, in_memory
+from hfl_mqtt.protocol.limits import (
+    HOLD_S,
+    MAX_CORRUPTED,
+    MAX_HEAD,
+    MAX_REASON,
+    MAX_UNDER_WAY,
+    SLOT_S,
+    UNASKED,
+    WINDOW,
+)
 from hfl_mqtt.protocol.messages import (
     AUTO,
     MOVING_EVERY_S,
-    UNASKED,
     Announce,
     Buffer,
     Decline,
     Kind,
     Late,
+    Manifest,
     Moving,
     Phase,
     Plan,
@@ -38,32 +51,34 @@ from hfl_mqtt.protocol.messages import (
     WantModel,
     round_text,
 )
+from hfl_mqtt.protocol.statements import SIGNATURE_SIZE, unsealed
 from hfl_mqtt.protocol.topics import is_child
-from hfl_mqtt.protocol.wire import MAX_HEAD, unpack_update
+from hfl_mqtt.protocol.wire import unpack_update
 from hfl_mqtt.rounds import cohort, ladder
-from hfl_mqtt.rounds.actions import Action, Note, Send, note
+from hfl_mqtt.rounds.actions import Action, Note, Persist, Send, note
 from hfl_mqtt.rounds.arithmetic import Arithmetic
+from hfl_mqtt.rounds.chain import Chain
+from hfl_mqtt.rounds.conduct import Bounds, Conduct
 from hfl_mqtt.rounds.downlink import Downlink
 from hfl_mqtt.rounds.ledger import Entry, Identity, Ledger
 from hfl_mqtt.rounds.members import Member
 from hfl_mqtt.rounds.open_round import REMIND_S, OpenRound, Outcome
 from hfl_mqtt.rounds.policy import Waiting, quorum_of
+from hfl_mqtt.rounds.signing import Signer, shown, signed
 
-#: Updates that are put together at the same time may have this many bytes; the others wait for a slot.
-MAX_UNDER_WAY = 64 * 2**20
-#: An update that was changed on its way is asked for again, so often from each child and round.
-MAX_CORRUPTED = 3
 MAX_REMIND_S = 60.0
 #: While parts of an update keep arriving, a deadline moves on by this much; 256 KiB in this time are 70 kbit/s. For as
 #: long a child is believed that says that parts keep coming at it.
 PROGRESS_S = 30.0
 
 
+#: Where the cards of children lie that were heard.
+CARDS = "cards/"
 #: What a node is given that has no former life.
 NOTHING: Mapping[str, Buffer] = MappingProxyType({})
 
 #: What an aggregator hears of its children.
-FromChild = State | Decline | UpdatePart | WantModel | Announce | Moving
+FromChild = messages.Identity | State | Decline | UpdatePart | WantModel | Announce | Moving
 
 
 def _announced(part: UpdatePart) -> Announce:
@@ -74,6 +89,10 @@ def _announced(part: UpdatePart) -> Announce:
 def _takes_late(call: RoundCall) -> bool:
     """Whether an update of an older round can join this one, or the one after it where it is closed."""
     return call.late is not Late.DROP and call.plan.kind is Kind.TRAIN and call.phase is not Phase.FINISHED
+
+
+def _is_at(chain: Chain, call: RoundCall) -> bool:
+    return chain.leads_to(call.model) and chain.keyframe.version == call.model.key
 
 
 def codecs_of(codec: str) -> tuple[str, ...]:
@@ -90,7 +109,9 @@ class Aggregator:
         boot: how often this node has been started; goes into its calls.
         max_under_way: most bytes of updates that are under way at once, and at least one of them.
         keep: puts blobs away.
-        saved: what its former life persisted, see `ledger` and `downlink`; other keys are passed over.
+        saved: what its former life persisted, see `ledger`, `downlink` and `conduct`; other keys are passed over.
+        signer: signs what it calls, and checks what its children send.
+        bounds: how its children may behave.
     """
 
     def __init__(
@@ -102,14 +123,21 @@ class Aggregator:
         max_under_way: int = MAX_UNDER_WAY,
         keep: Keep = in_memory,
         saved: Mapping[str, Buffer] = NOTHING,
+        signer: Signer | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         self.path = path
+        self.conduct = Conduct(bounds, saved)
+        self._signer = signer
+        #: How many updates were refused for what they hold, or by whom they are signed, and why the last one was.
+        self.refused, self.refused_why = 0, ""
         self._boot = boot
         self._arithmetic = arithmetic
         self._max_under_way = max_under_way
         self._members: dict[str, Member] = {}
-        self.downlink = Downlink(arithmetic, keep, saved)
+        self.downlink = Downlink(arithmetic, keep, saved, signer)
         self._ledger = Ledger(saved)
+        self._learn_again(saved)
         self._saved = saved
         #: Updates that wait for a slot, in the order in which they were announced.
         self._waiting: dict[str, Announce] = {}
@@ -131,15 +159,18 @@ class Aggregator:
         Those who were asked are taken as present until something else is heard; the deadline starts anew.
         """
         saved, self._saved = self._saved, NOTHING
+        self.conduct.start(now)
         call, chain = self._ledger.call, self.downlink.chain
         unreadable = [*self.downlink.unreadable, *self._ledger.unreadable]
         actions: list[Action] = [note("unreadable", key=key) for key in unreadable]
         if call is None:
             return [*self._ledger.flush(), *self.downlink.flush(), *actions]
-        if chain is None or (call.phase is Phase.OPEN and chain.manifest != call.model):
+        if chain is None or (call.phase is Phase.OPEN and not _is_at(chain, call)):
             actions.append(note("unreadable", key="down/round", reason="its model is not here: the round is given up"))
             self._ledger.forget()
             return [*self._ledger.flush(), *self.downlink.flush(), *actions]
+        if self._signer is not None and _is_at(chain, call):  # in a former life it may not have signed yet
+            call = replace(call, model=self._manifest(chain))
         self._last_call, self._is_unsaid, self._lost_s = call, True, now
         if call.phase is Phase.OPEN:
             actions += self._reopen(call, saved, now)
@@ -152,14 +183,16 @@ class Aggregator:
     def _reopen(self, call: RoundCall, saved: Mapping[str, Buffer], now: float) -> list[Action]:
         ledger, actions = self._ledger, list[Action]()
         ongoing = self._round = self._begin_round(call, ledger.tier, ledger.asked | ledger.entries.keys(), now)
+        ongoing.asked -= {sender for sender in ongoing.asked if self.conduct.is_shunned(sender)} - ledger.entries.keys()
         for sender in ongoing.asked:
-            self._members[sender] = Member()
+            self._members[sender] = Member(is_present=not self.conduct.is_shunned(sender))
         for sender, entry in sorted(ledger.entries.items()):
             blob = saved.get(f"down/update/{sender}", b"")
             try:
                 if not digest(blob).startswith(entry.identity.blob):
                     raise Malformed("it is not what was accepted")
-                ongoing.count(unpack_update(blob), sender, entry)
+                body = unsealed(blob)[0] if entry.is_sealed else blob
+                ongoing.count(unpack_update(body), sender, entry)
             except (Malformed, Refused) as error:
                 ledger.give_up(sender)
                 actions.append(note("unreadable", key=f"down/update/{sender}", reason=str(error)))
@@ -200,9 +233,16 @@ class Aggregator:
         ongoing = self._round
         if ongoing is None:
             return None
+        if ongoing.hold_ends_s is not None and now >= ongoing.hold_ends_s:
+            return None
         if self._is_moving_at_one(ongoing, now):
             return now - MOVING_EVERY_S  # at the least, else it would not have said so
         return now if self._updates.is_arriving(now, PROGRESS_S) else None
+
+    @property
+    def faults(self) -> dict[str, int | str]:
+        """For the metrics how many updates were refused, and why the last one was; nothing where none was."""
+        return {"refused": self.refused, "refused_why": self.refused_why} if self.refused else {}
 
     def take_outcome(self) -> Outcome | None:
         """Return the outcome of the round that just ended, once."""
@@ -235,7 +275,7 @@ class Aggregator:
             codec=tier.codec,
             draw=drawn,
             plan=plan,
-            model=chain.manifest,
+            model=self._manifest(chain),
             boot=self._boot,
             unasked=min(UNASKED, room // max(len(asked), 1)),
             budget=tier.budget if tier.codec == AUTO else None,
@@ -247,10 +287,11 @@ class Aggregator:
         # Whoever was accepted then, and did not hear of its close, would take it for the round that it has done.
         told = self.tell_close() if is_anew else []
         self._round = self._begin_round(call, tier, asked, now)
+        self.conduct.called(run)
         self._last_call, self._is_close_told = call, True
         undone = self._ledger.open(call, tier, asked)
         opened = note("opened", run=run, round=round_text(round_id), kind=plan.kind.value, asked=len(asked))
-        return [*self._ledger.flush(), *undone, *told, Send(message=call), opened]
+        return [*self._ledger.flush(), *undone, *told, self._say(call), opened]
 
     def _bounds(self, codec: str) -> tuple[int, int]:
         """Return how many bytes an update can have, and all that are under way."""
@@ -259,10 +300,11 @@ class Aggregator:
 
     def _begin_round(self, call: RoundCall, tier: Tier, asked: set[str], now: float) -> OpenRound:
         limit, room = self._bounds(tier.codec)
+        self.conduct.largest = limit
         last = self._last_call
         is_of_use = call.late is not Late.DROP and last is not None and last.run == call.run
         if not is_of_use or self._updates.max_blob != limit:  # else parts that have come still serve
-            self._updates = Reassembler(max_blob=limit, max_total=room)
+            self._updates = Reassembler(max_blob=limit, max_total=room, trailer=SIGNATURE_SIZE)
             self._waiting.clear()
         return OpenRound(
             call=call,
@@ -270,7 +312,13 @@ class Aggregator:
             accumulator=self._arithmetic.accumulator(self.downlink.layout, codecs_of(tier.codec)),
             asked=asked,
             next_remind_s=now + REMIND_S,
+            hold_at_most_s=self._hold_s(call, limit),
         )
+
+    def _hold_s(self, call: RoundCall, limit: int) -> float:
+        """Return how long children may put off the end of a round by what moves: enough for the slowest link."""
+        size = limit + self._arithmetic.model_size(self.downlink.layout)
+        return (HOLD_S + size / self.conduct.bounds.slowest_link) * prod(tier.rounds for tier in call.plan.tiers)
 
     def cancel(self, why: str) -> list[Action]:
         """Close an open round without a result."""
@@ -289,7 +337,7 @@ class Aggregator:
         if self._last_call is not None and self._last_call.run == run:
             self._last_call = replace(self._last_call, phase=Phase.FINISHED)
             self._ledger.finish(self._last_call)
-            actions += [*self._ledger.flush(), Send(message=self._last_call)]
+            actions += [*self._ledger.flush(), self._say(self._last_call)]
         return actions
 
     def lost(self, now: float) -> None:
@@ -304,10 +352,17 @@ class Aggregator:
             self._round.next_remind_s = now + REMIND_S
         self._lost_s = None
         is_unsaid, self._is_unsaid = self._is_unsaid, False
+        if session_present:
+            self.conduct.amnesty(now)
+        elif self.conduct.shown.children:
+            return [Send(message=self.conduct.shown), *self._say_again(session_present, is_unsaid)]
+        return self._say_again(session_present, is_unsaid)
+
+    def _say_again(self, session_present: bool, is_unsaid: bool) -> list[Action]:
         if self._last_call is None or (session_present and not is_unsaid):
             return []
         shown = self.downlink.show_newest() if session_present else self.downlink.show_again()
-        return [*shown, Send(message=self._last_call)]
+        return [*shown, self._say(self._last_call)]
 
     # -------------------------------------------------------------- from the children
 
@@ -316,15 +371,60 @@ class Aggregator:
         heard = self._hear(message, sender, now)
         return [*self._ledger.flush(), *heard]
 
+    def judge(self, sender: str, size_bytes: int, now: float) -> list[Action] | None:
+        """Look at who has sent something before it is read; returns what is done instead of hearing it, None to go on.
+
+        Of a child in quarantine nothing is read: it costs no more than to be thrown away.
+        """
+        if not is_child(sender, self.path):
+            return None
+        if self.conduct.is_shunned(sender):
+            return []
+        reason = self.conduct.charge(sender, size_bytes, now)
+        return None if reason is None else self._shun(sender, reason, now)
+
+    def malformed(self, sender: str, reason: str, now: float) -> list[Action]:
+        """Take it that a child said something that cannot be read."""
+        if not is_child(sender, self.path):
+            return []
+        too_much = self.conduct.charge_malformed(sender, reason, now)
+        return [] if too_much is None else self._shun(sender, too_much, now)
+
+    def strike(self, sender: str, reason: str, now: float) -> list[Action]:
+        """Hold it against a child that it sent, whole, what cannot be counted."""
+        if self.conduct.is_shunned(sender) or not self.conduct.strike(sender, now):
+            return []
+        lies = f"{self.conduct.bounds.strikes} updates that cannot be counted, the last: {reason}"
+        return self._shun(sender, lies, now)
+
+    def _shun(self, sender: str, reason: str, now: float) -> list[Action]:
+        """Hear nothing of a child for a while; it counts as not asked, but for what it has given already."""
+        told, ongoing, member = self.conduct.shun(sender, reason, now), self._round, self._members.get(sender)
+        self._updates.drop(sender)
+        self._waiting.pop(sender, None)
+        if member is not None:  # it is there again when it says so
+            self._members[sender] = replace(member, is_present=False)
+        if ongoing is not None and sender not in ongoing.accepted:
+            ongoing.forget(sender)
+        said = [Send(message=told, to=sender), Send(message=self.conduct.shown)]
+        noted = note("quarantined", sender=sender, reason=told.reason, for_s=told.for_s)
+        after = [*self._grant(now), *self._settle(now)]
+        return [*self._ledger.flush(), *self.conduct.flush(), *said, noted, *after]
+
     def _hear(self, message: FromChild, sender: str, now: float) -> list[Action]:
         if not is_child(sender, self.path):
             return [note("stranger", sender=sender, said=type(message).__name__)]
         if isinstance(message, State):
             return self._hear_state(message, sender, now)
+        if isinstance(message, messages.Identity):
+            return self._hear_identity(message, sender)
         if isinstance(message, Decline):
             return self._hear_decline(message, sender, now)
         if isinstance(message, WantModel):
             return self._hear_want(message, sender, now)
+        is_update = isinstance(message, Announce | UpdatePart)
+        if is_update and self._signer is not None and not self._signer.knows(sender):
+            return [note("unidentified", sender=sender)]  # it is probed for its receipt, and its card with that
         if isinstance(message, Announce):
             return self._hear_announce(message, sender, now)
         if isinstance(message, Moving):
@@ -356,6 +456,22 @@ class Aggregator:
             actions.append(note(left, sender=sender, boot=state.boot))
             actions += self._settle(now)
         return actions
+
+    def _hear_identity(self, shown: messages.Identity, sender: str) -> list[Action]:
+        if self._signer is None:
+            return []
+        try:
+            is_new = self._signer.learn(sender, shown.card)
+        except Refused as error:
+            return [note("identity_refused", sender=sender, reason=str(error))]
+        return [Persist(changes={CARDS + sender: shown.card.encode()}, is_urgent=False)] if is_new else []
+
+    def _learn_again(self, saved: Mapping[str, Buffer]) -> None:
+        """Take in the cards that a former life has heard: what waits at the broker comes before what it retains."""
+        for key, card in saved.items():
+            if self._signer is not None and key.startswith(CARDS):
+                with suppress(Refused):  # it was revoked since, or is out of date
+                    self._signer.learn(key.removeprefix(CARDS), bytes(card).decode(errors="replace"))
 
     def _admit(self, sender: str) -> None:
         ongoing = self._round
@@ -412,9 +528,10 @@ class Aggregator:
         else:
             reason = self._why_not(said, sender)
             if reason is not None:
-                return self._refuse(said, sender, reason, now)
+                return self._refuse(said, sender, reason, now, is_fault=False)
         self._ask(ongoing, sender)
-        return None
+        objection = self._signer.objection(sender) if self._signer is not None else None
+        return self._refuse(said, sender, objection, now) if objection is not None else None
 
     @staticmethod
     def _once(said: UpdatePart | Announce, sender: str, receipt: Receipt, told: Note) -> list[Action]:
@@ -440,20 +557,21 @@ class Aggregator:
             try:
                 parts = self._updates.reserve(sender, announced.blob, announced.size, announced.count, now)
             except Full:
-                if not self._take_slots_back():
+                if not self._take_slots_back(now):
                     break
                 continue
             except Malformed as error:
                 del self._waiting[sender]
-                actions += self._refuse(announced, sender, str(error), now)
+                actions += [*self._refuse(announced, sender, str(error), now), *self.strike(sender, str(error), now)]
                 continue
             del self._waiting[sender]
             actions.append(Send(message=Want(blob=announced.blob, parts=parts), to=sender))
         return actions
 
-    def _take_slots_back(self) -> bool:
-        """Take the slots of children that are gone; returns whether there were any."""
-        gone = [sender for sender in self._updates.senders if not self._members[sender].is_present]
+    def _take_slots_back(self, now: float) -> bool:
+        """Take the slots of children that are gone, or slower than any link is; returns whether there were any."""
+        gone = {sender for sender in self._updates.senders if not self._members[sender].is_present}
+        gone |= self._updates.slow(now, SLOT_S, self.conduct.bounds.slowest_link)
         for sender in gone:
             self._updates.drop(sender)
         return bool(gone)
@@ -464,7 +582,7 @@ class Aggregator:
         assert ongoing is not None
         if not cohort.is_asked(ongoing.call.draw, ongoing.call.round, sender):
             return "not asked in this round"
-        if said.base != ongoing.call.model.digest:
+        if said.base != ongoing.call.model.base:
             return "foreign base: this update starts from another model"
         return None
 
@@ -479,21 +597,23 @@ class Aggregator:
             return [no_room, *self._stand_in_line(_announced(part), sender, now)]
         except Corrupted as error:  # what it took to learn it is not thrown away for a bit that fell over
             return self._ask_again(part, sender, str(error), now)
-        except Malformed as error:
-            return self._refuse(part, sender, str(error), now)
+        except Malformed as error:  # or a bit has fallen over on its way
+            return [*self._refuse(part, sender, str(error), now), *self.malformed(sender, str(error), now)]
         self._waiting.pop(sender, None)
+        if progress.is_new:
+            self.conduct.was_of_use(sender)
         if progress.ask:
             return [Send(message=Want(blob=part.blob, parts=progress.ask), to=sender)]
         if progress.blob is None:
             return []
         try:
-            counted = self._add(progress.blob, part, sender)
+            counted = self._add(progress.blob, progress.body_digest, part, sender)
         except (Malformed, Refused) as error:
-            return self._refuse(part, sender, str(error), now)
+            return [*self._refuse(part, sender, str(error), now), *self.strike(sender, str(error), now)]
         del progress  # it may be as large as the model, and the round may close now
         return [*counted, *self._settle(now), *self._grant(now)]
 
-    def _add(self, blob: Buffer, part: UpdatePart, sender: str) -> list[Action]:
+    def _add(self, blob: Buffer, body_digest: bytes, part: UpdatePart, sender: str) -> list[Action]:
         """Count an update, and put it down before its receipt is sent."""
         ongoing = self._round
         assert ongoing is not None
@@ -503,9 +623,11 @@ class Aggregator:
         if is_late:
             staleness = self._ledger.staleness(sender, part) or 0
             share = (1 + staleness) ** -tier.staleness_exponent if call.late is Late.DISCOUNT else 1.0
-        entry = Entry(identity=Identity.of(part, call.round), staleness=staleness, share=share)
-        update = unpack_update(blob)
-        ongoing.count(update, sender, entry)
+        is_sealed = self._signer is not None
+        entry = Entry(identity=Identity.of(part, call.round), staleness=staleness, share=share, is_sealed=is_sealed)
+        update = unpack_update(self._checked(blob, body_digest, part, sender))
+        norm = ongoing.count(update, sender, entry, self.conduct)
+        self.conduct.counted(sender, norm, update.weight)
         self._ledger.take(sender, entry, blob)
         self._refusals.pop(sender, None)
         accepted = ongoing.note(
@@ -523,9 +645,23 @@ class Aggregator:
         )
         return [Send(message=entry.identity.receipt, to=sender), accepted]
 
-    def _refuse(self, part: UpdatePart | Announce, sender: str, reason: str, now: float) -> list[Action]:
+    def _checked(self, blob: Buffer, body_digest: bytes, part: UpdatePart, sender: str) -> Buffer:
+        """Return the body of an update that its sender has signed, for this very round and base."""
+        signer = self._signer
+        if signer is None:
+            return blob
+        body, signature = unsealed(blob)
+        stated = (part.run, part.round, sender, part.base)
+        signer.check(sender, statements.of_update(signer.federation, *stated, body_digest), signature)
+        return body
+
+    def _refuse(
+        self, part: UpdatePart | Announce, sender: str, reason: str, now: float, *, is_fault: bool = True
+    ) -> list[Action]:
         ongoing = self._round
         assert ongoing is not None
+        if is_fault:
+            self.refused, self.refused_why = self.refused + 1, f"{sender}: {reason}"[:MAX_REASON]
         self._updates.drop(sender, part.blob)
         self._refusals[sender] = self._refusal(part, reason)
         ongoing.refused_blobs[sender] = part.blob
@@ -574,8 +710,15 @@ class Aggregator:
 
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for: remind, ask for missing parts, extend, close."""
+        released = self._release(now)
         ticked = self._tick(now)
-        return [*self._ledger.flush(), *ticked]
+        return [*self._ledger.flush(), *self.conduct.flush(), *released, *ticked]
+
+    def _release(self, now: float) -> list[Action]:
+        over = self.conduct.release(now)
+        if not over:
+            return []
+        return [Send(message=self.conduct.shown), *(note("released", sender=sender) for sender in over)]
 
     def _tick(self, now: float) -> list[Action]:
         ongoing = self._round
@@ -591,28 +734,29 @@ class Aggregator:
             ongoing.remind_wait_s = min(ongoing.remind_wait_s * 2, MAX_REMIND_S)
             ongoing.next_remind_s = now + ongoing.remind_wait_s
             if not all(self._members[name].is_training for name in self._awaited(ongoing)):
-                actions.append(Send(message=ongoing.call))
+                actions += [*shown(self._signer), self._say(ongoing.call)]
         return actions
 
     @property
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next."""
         if self._round is None or self._lost_s is not None:
-            return None
-        moments = (self._round.waiting.next_s, self._round.next_remind_s, self._updates.next_deadline)
-        return min(moment for moment in moments if moment is not None)
+            return self.conduct.next_release_s
+        round_s = (self._round.waiting.next_s, self._round.next_remind_s, self._updates.next_deadline)
+        return min(moment for moment in (*round_s, self.conduct.next_release_s) if moment is not None)
 
     def _time_is_up(self, ongoing: OpenRound, now: float) -> list[Action]:
         if ongoing.has_quorum:
             is_held_up = not ongoing.stood_in_line.isdisjoint(self._awaited(ongoing))
-            if is_held_up and self._updates.is_arriving(now, PROGRESS_S):
+            if is_held_up and self._updates.is_arriving(now, PROGRESS_S) and ongoing.may_hold(now):
                 ongoing.waiting.more_grace(now)
                 return []
             return self._close(now)
-        if self._updates.is_arriving(now, PROGRESS_S):
+        if self._updates.is_arriving(now, PROGRESS_S) and ongoing.may_hold(now):
             ongoing.waiting.extend(now, by_s=PROGRESS_S)
             return []
-        if self._is_moving_at_one(ongoing, now):  # whose model comes late has as long to work on it as the others had
+        if self._is_moving_at_one(ongoing, now) and ongoing.may_hold(now):
+            # Whose model comes late has as long to work on it as the others had.
             ongoing.waiting.extend(now, by_s=max(PROGRESS_S, ongoing.call.open_for_s))
             return []
         if ongoing.waiting.extend(now):
@@ -629,7 +773,7 @@ class Aggregator:
             self._last_call = ongoing.call = replace(ongoing.call, attempt=ongoing.call.attempt + 1)
             ongoing.next_remind_s, ongoing.remind_wait_s = now + REMIND_S, REMIND_S
             self._ledger.call_again(ongoing.call)
-            return [missed, Send(message=ongoing.call)]
+            return [missed, self._say(ongoing.call)]
         return self._close(now)
 
     # -------------------------------------------------------------- inside
@@ -706,7 +850,14 @@ class Aggregator:
         if self._is_close_told or self._last_call is None:
             return []
         self._is_close_told = True
-        return [Send(message=self._last_call)]
+        return [self._say(self._last_call)]
+
+    def _say(self, call: RoundCall) -> Send:
+        return Send(message=signed(self._signer, call))
+
+    def _manifest(self, chain: Chain) -> Manifest:
+        """Return what a call says of the model: where it is signed, by the whole digest."""
+        return chain.manifest if self._signer is None else replace(chain.manifest, digest=chain.digest)
 
     @staticmethod
     def _note_of(said: UpdatePart | Announce, event: str, sender: str) -> Note:

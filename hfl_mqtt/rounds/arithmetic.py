@@ -7,6 +7,7 @@ never sees a model: it adds deltas to deltas, and passes on where they start.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 
 from hfl_mqtt.protocol.messages import Buffer, Keyframe
@@ -37,15 +38,17 @@ class Model:
 class Accumulator(Protocol):
     """One round's running sum: (sum of weight x delta, sum of weights), exact, in any order of arrival."""
 
-    def add(self, data: Buffer, weight: int, share: float = 1.0) -> None:
-        """Add an encoded mean delta with the samples behind it.
+    def add(self, data: Buffer, weight: int, share: float = 1.0, max_norm: float = inf, sharers: int = 1) -> float:
+        """Add an encoded mean delta with the samples behind it, and return its L2 norm.
 
         Of a `share` below 1 the step has only so much, while the mean still counts all its samples: what is discounted
-        leaves the model where it is, and gives the others no more to say.
+        leaves the model where it is, and gives the others no more to say. Of the range of a sum it may take what is its
+        own where `sharers` have a like part.
 
         Raises:
             Refused: the bytes do not fit the model (names, shapes, dtypes), hold NaN or infinity, are not coded as
-                asked, would overflow, or `weight` is not positive. Nothing has been added then.
+                asked, would overflow or take more than a part of the range, have a larger norm than `max_norm`, or
+                `weight` is not positive. Nothing has been added then.
         """
 
     @property

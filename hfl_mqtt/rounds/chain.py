@@ -48,6 +48,10 @@ class Chain:
         """What a call says of it."""
         return Manifest(version=self.version, digest=self.digest[:16], key=self.keyframe.version)
 
+    def leads_to(self, manifest: Manifest) -> bool:
+        """Whether this is the model that a call names, by all of its digest that the call gives."""
+        return self.version == manifest.version and self.digest.startswith(manifest.digest)
+
     @property
     def model(self) -> Model:
         """Everything that is needed to rebuild the model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
+from hfl_mqtt.protocol.limits import MAX_MODEL
 from hfl_mqtt.protocol.messages import Buffer, Info, Receipt, State, StateName
 from hfl_mqtt.rounds.actions import (
     Action,
@@ -14,13 +15,15 @@ from hfl_mqtt.rounds.actions import (
     Lost,
     Received,
     RunOver,
+    Sampled,
     Send,
     Worked,
     WorkFailed,
     note,
 )
-from hfl_mqtt.rounds.node import MAX_MODEL, Node, Pace, choices_of, metrics_of, progress_of
+from hfl_mqtt.rounds.node import Node, Pace, choices_of, metrics_of, progress_of
 from hfl_mqtt.rounds.participant import FromParent, Participant
+from hfl_mqtt.rounds.signing import Signer
 
 
 class ClientNode(Node):
@@ -30,6 +33,7 @@ class ClientNode(Node):
         path, boot, info, max_model: see `Participant`.
         saved: what its former life persisted.
         homes: the other names under which it may go on.
+        signer: signs what it says that counts, and checks what its parent says; None where nothing is signed.
     """
 
     def __init__(
@@ -41,9 +45,12 @@ class ClientNode(Node):
         max_model: int = MAX_MODEL,
         saved: Mapping[str, Buffer] = MappingProxyType({}),
         homes: Collection[str] = (),
+        signer: Signer | None = None,
     ) -> None:
-        super().__init__(path, boot)
-        self.participant = Participant(path=path, boot=boot, info=info, max_model=max_model, saved=saved, homes=homes)
+        super().__init__(path, boot, signer)
+        self.participant = Participant(
+            path=path, boot=boot, info=info, max_model=max_model, saved=saved, homes=homes, signer=signer
+        )
         self._metrics: Send | None = None
         self._pace = Pace()
 
@@ -87,6 +94,8 @@ class ClientNode(Node):
                     actions += self._pace.rest()
                 return actions
             return [note("stranger", sender=event.sender, said=type(message).__name__)]
+        if isinstance(event, Sampled):
+            return self.participant.sampled(event.samples)
         if isinstance(event, Bridged):
             return self.participant.bridged(event.is_up, now)
         if isinstance(event, Lost):

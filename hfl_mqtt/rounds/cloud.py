@@ -47,8 +47,10 @@ from hfl_mqtt.rounds.actions import (
 from hfl_mqtt.rounds.aggregator import NOTHING, Aggregator, FromChild
 from hfl_mqtt.rounds.arithmetic import Arithmetic
 from hfl_mqtt.rounds.chain import Chain
+from hfl_mqtt.rounds.conduct import Bounds
 from hfl_mqtt.rounds.node import Node, choices_of, metrics_of
 from hfl_mqtt.rounds.open_round import Outcome
+from hfl_mqtt.rounds.signing import Signer, shown
 from hfl_mqtt.rounds.standing import KEY, Diary, Standing, read_history
 from hfl_mqtt.rounds.stopping import Stop
 
@@ -93,6 +95,8 @@ class CloudNode(Node):
         weights: the initial model.
         start: how devices come by them, see `Keyframe.start`.
         saved: what its former life persisted. It goes on with that where it is of the schedule's run, else deletes it.
+        signer: signs what it calls, and checks what its children send; None where nothing is signed.
+        bounds: how its children may behave.
     """
 
     def __init__(
@@ -106,8 +110,11 @@ class CloudNode(Node):
         weights: Any,
         start: Buffer,
         saved: Mapping[str, Buffer] = NOTHING,
+        signer: Signer | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
-        super().__init__(path, boot)
+        super().__init__(path, boot, signer)
+        self._bounds = bounds
         self._info = info
         self._arithmetic = arithmetic
         self._schedule = schedule
@@ -159,7 +166,7 @@ class CloudNode(Node):
     def _take(self, event: Event, now: float) -> list[Action]:
         if isinstance(event, Connected):
             self._was_connected = True
-            hello: list[Action] = [Send(message=self._info), self._state()]
+            hello: list[Action] = [*shown(self.signer), Send(message=self._info), self._state()]
             again = self.aggregator.connected(session_present=event.session_present, now=now)
             return [*hello, *again, *(self._say_end() if self._is_over else self._begin_if_ready(now))]
         if isinstance(event, Lost):
@@ -179,6 +186,16 @@ class CloudNode(Node):
             failed = note("scoring_failed", work=event.work_id, reason=event.reason)
             return [failed, *self._scored(event.work_id, {})]
         return []
+
+    def judge(self, sender: str, size_bytes: int, now: float) -> list[Action] | None:
+        """Look at a child before what it sent is read; see `Node.judge`."""
+        found = self.aggregator.judge(sender, size_bytes, now)
+        return self._put(self._settle(found, now)) if found else found
+
+    def malformed(self, sender: str, reason: str, now: float) -> list[Action]:
+        """Hold it against a child that it said what cannot be read."""
+        found = self.aggregator.malformed(sender, reason, now)
+        return self._put(self._settle(found, now)) if found else found
 
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for."""
@@ -332,7 +349,7 @@ class CloudNode(Node):
         if scores:
             actions.append(Note(event="scored", fields={**scores, "version": self.version}))
         into: dict[str, int | str] = {"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent}
-        into |= choices_of(down=self.aggregator.downlink.choice)
+        into |= choices_of(down=self.aggregator.downlink.choice) | self.aggregator.faults
         if outcome.kind is Kind.EVALUATE:
             self._is_scoring_last = True
             self._scores_due_s = now + self._schedule.wait_at_most_s
@@ -453,7 +470,7 @@ class CloudNode(Node):
         """Take up what a former life put down of this run; all else is deleted with the first actions."""
         standing = Standing.read(saved)
         if standing is not None and standing.run == self._schedule.run:
-            aggregator = Aggregator(path=self.path, arithmetic=self._arithmetic, boot=self.boot, saved=saved)
+            aggregator = self._aggregator(saved)
             reason = self._why_not_resumed(standing, aggregator.downlink.chain)
             if reason is None:
                 self._resume(standing, saved)
@@ -462,7 +479,17 @@ class CloudNode(Node):
         useless = [key for key in saved if key.startswith(_OURS) and key != KEY]  # that is written anew
         if useless:
             self._begun.append(Persist(changes=dict.fromkeys(useless)))
-        return Aggregator(path=self.path, arithmetic=self._arithmetic, boot=self.boot)
+        return self._aggregator({})
+
+    def _aggregator(self, saved: Mapping[str, Buffer]) -> Aggregator:
+        return Aggregator(
+            path=self.path,
+            arithmetic=self._arithmetic,
+            boot=self.boot,
+            saved=saved,
+            signer=self.signer,
+            bounds=self._bounds,
+        )
 
     def _why_not_resumed(self, standing: Standing, chain: Chain | None) -> str | None:
         if not standing.is_started:

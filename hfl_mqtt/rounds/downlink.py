@@ -16,13 +16,15 @@ from typing import Any
 
 from hfl_mqtt.errors import Malformed, Refused
 from hfl_mqtt.protocol.blobs import Cut, Keep, in_memory
-from hfl_mqtt.protocol.messages import AUTO, MAX_BLOB, Buffer, Keyframe, Tier, WantModel
+from hfl_mqtt.protocol.limits import MAX_BLOB
+from hfl_mqtt.protocol.messages import AUTO, Buffer, Keyframe, Tier, WantModel
 from hfl_mqtt.protocol.wire import unpack_keyframe
 from hfl_mqtt.rounds import ladder
 from hfl_mqtt.rounds.actions import Action, Note, Persist, note
 from hfl_mqtt.rounds.arithmetic import LOSSLESS, Arithmetic
 from hfl_mqtt.rounds.chain import Chain
 from hfl_mqtt.rounds.offer import Offer
+from hfl_mqtt.rounds.signing import Signer
 
 
 class Downlink:
@@ -31,14 +33,19 @@ class Downlink:
     Args:
         arithmetic: the numbers.
         keep: puts blobs away.
-        saved: what a former life put down; other keys are passed over.
+        saved: what a former life put down; other keys are passed over. It has no seals: who reads it makes its own.
+        signer: seals keyframes.
     """
 
     def __init__(
-        self, arithmetic: Arithmetic, keep: Keep = in_memory, saved: Mapping[str, Buffer] = MappingProxyType({})
+        self,
+        arithmetic: Arithmetic,
+        keep: Keep = in_memory,
+        saved: Mapping[str, Buffer] = MappingProxyType({}),
+        signer: Signer | None = None,
     ) -> None:
         self._arithmetic = arithmetic
-        self._keep = keep
+        self._keep, self._signer = keep, signer
         self._offer: Offer | None = None
         #: What deltas of this model look like; None before `begin`.
         self.layout: Any = None
@@ -66,8 +73,8 @@ class Downlink:
         self.layout = self._arithmetic.layout(keyframe.start)
         before = self._offer
         self._changes |= {_name(link.version): None for link in before.chain.links} if before is not None else {}
-        self._offer, self.lag = Offer(keyframe, before, self._keep), None
-        self._changes["chain/key"] = self._offer.key.blob
+        self._offer, self.lag = Offer(keyframe, before, self._keep, self._signer), None
+        self._changes["chain/key"] = self._offer.key_body
         return [*self.flush(), *self._offer.show()]
 
     def follow(self, delta: Cut) -> list[Action]:
@@ -142,7 +149,7 @@ class Downlink:
         """Take up a former life's chain: all of it or none, for its digests name what stands before them."""
         keyframe = unpack_keyframe(saved.pop("chain/key", b""))
         self.layout = self._arithmetic.layout(keyframe.start)
-        self._offer = Offer(keyframe, None, self._keep)
+        self._offer = Offer(keyframe, None, self._keep, self._signer)
         lag = saved.pop("chain/lag", None)
         if lag is not None:
             self.lag = self._saved_lag = self._arithmetic.decode(bytes(lag), self.layout)
@@ -182,7 +189,7 @@ class Downlink:
         keyframe = arithmetic.shorten(chain.model)
         self._changes |= {_name(link.version): None for link in chain.links}
         shown = offer.rebase(keyframe)
-        self._changes["chain/key"] = offer.key.blob
+        self._changes["chain/key"] = offer.key_body
         return [
             *shown,
             note("keyframe", run=keyframe.run, version=keyframe.version, bytes=len(keyframe.plus or b"")),

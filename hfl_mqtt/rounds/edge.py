@@ -8,10 +8,9 @@ from types import MappingProxyType
 
 from hfl_mqtt.errors import ConfigError, Malformed, Misuse, Refused
 from hfl_mqtt.protocol.blobs import Keep, digest, in_memory
+from hfl_mqtt.protocol.limits import MAX_DEPTH, MAX_MODEL, MAX_TALLIES, MAX_WEIGHT
 from hfl_mqtt.protocol.messages import (
     AUTO,
-    MAX_TALLIES,
-    MAX_WEIGHT,
     Buffer,
     Info,
     Kind,
@@ -26,7 +25,6 @@ from hfl_mqtt.protocol.messages import (
     Want,
     round_text,
 )
-from hfl_mqtt.protocol.topics import MAX_DEPTH
 from hfl_mqtt.rounds import cohort, records
 from hfl_mqtt.rounds.actions import (
     Action,
@@ -46,10 +44,12 @@ from hfl_mqtt.rounds.actions import (
 from hfl_mqtt.rounds.aggregator import Aggregator, FromChild, codecs_of
 from hfl_mqtt.rounds.arithmetic import Arithmetic
 from hfl_mqtt.rounds.chain import Chain
+from hfl_mqtt.rounds.conduct import Bounds
 from hfl_mqtt.rounds.drift import Drift, Marks
-from hfl_mqtt.rounds.node import MAX_MODEL, Node, Pace, choices_of, metrics_of, progress_of
+from hfl_mqtt.rounds.node import Node, Pace, choices_of, metrics_of, progress_of
 from hfl_mqtt.rounds.open_round import Outcome
 from hfl_mqtt.rounds.participant import FromParent, Participant
+from hfl_mqtt.rounds.signing import Signer
 
 #: Rounds that score a model are few, and a score that is off by what coding left out is none.
 FINE = "int8 | zstd"
@@ -133,6 +133,8 @@ class EdgeNode(Node):
         max_model: most bytes of a model it will take.
         keep: puts blobs away.
         saved: what a former life of this node persisted: it goes on where that was.
+        signer: signs what it says that counts, and checks what is said to it; None where nothing is signed.
+        bounds: how its children may behave.
     """
 
     def __init__(
@@ -145,8 +147,10 @@ class EdgeNode(Node):
         max_model: int = MAX_MODEL,
         keep: Keep = in_memory,
         saved: Mapping[str, Buffer] = MappingProxyType({}),
+        signer: Signer | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
-        super().__init__(path, boot)
+        super().__init__(path, boot, signer)
         self._arithmetic = arithmetic
         self._work: EdgeWork | None = None
         #: How far its model is from its parent's, and what coding cut off.
@@ -159,9 +163,18 @@ class EdgeNode(Node):
         self._is_tired = False
         self._pace = Pace()
         self.participant = Participant(
-            path=path, boot=boot, info=info, max_model=max_model, keep=keep, saved=saved, is_lasting=True
+            path=path,
+            boot=boot,
+            info=info,
+            max_model=max_model,
+            keep=keep,
+            saved=saved,
+            is_lasting=True,
+            signer=signer,
         )
-        self.aggregator = Aggregator(path=path, arithmetic=arithmetic, boot=boot, keep=keep, saved=saved)
+        self.aggregator = Aggregator(
+            path=path, arithmetic=arithmetic, boot=boot, keep=keep, saved=saved, signer=signer, bounds=bounds
+        )
         self.participant.moving_below_since = self.aggregator.moving_since
         self._unreadable: list[str] = []
         self._orphans: dict[str, Buffer | None] = {}
@@ -251,6 +264,16 @@ class EdgeNode(Node):
         self._down_s, self._is_tired = None if is_up else now, False
         told = note("bridge", is_up=is_up)
         return [told, *self._pass(self.participant.bridged(is_up, now), now)]
+
+    def judge(self, sender: str, size_bytes: int, now: float) -> list[Action] | None:
+        """Look at a child before what it sent is read; see `Node.judge`."""
+        found = self.aggregator.judge(sender, size_bytes, now)
+        return [*self._settle(found, now), *self._flush(), *self._watch(now)] if found else found
+
+    def malformed(self, sender: str, reason: str, now: float) -> list[Action]:
+        """Hold it against a child that it said what cannot be read."""
+        found = self.aggregator.malformed(sender, reason, now)
+        return [*self._settle(found, now), *self._flush(), *self._watch(now)] if found else found
 
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for."""
@@ -391,6 +414,7 @@ class EdgeNode(Node):
         self.drift.step(outcome.step)
         into: dict[str, int | str] = {"in": len(outcome.accepted), "of": len(outcome.accepted) + outcome.absent}
         into |= choices_of(up=self.participant.choice, down=self.aggregator.downlink.choice)
+        into |= self.aggregator.faults
         samples = sum(outcome.accepted.values())
         metrics = metrics_of(outcome.round, outcome.tallies, samples, outcome.seconds, into=into)
         actions = actions + self._pace.say(metrics, now)
@@ -445,7 +469,7 @@ class EdgeNode(Node):
             self._work = replace(doing, is_over=False)
         else:
             assert downlink.chain is not None
-            base = downlink.chain.manifest.digest
+            base = downlink.chain.manifest.base
             self.drift.begin_apart()
             self._work = doing.apart(f"{doing.run}/{round_text(doing.round)}+{base}")
         carried = participant.carry_on(self._work.work_id, base)

@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from hfl_mqtt.errors import Malformed
+from hfl_mqtt.errors import Forged, Malformed
+from hfl_mqtt.protocol import statements
 from hfl_mqtt.protocol.blobs import Cut, Keep, Reassembler, in_memory
-from hfl_mqtt.protocol.messages import MAX_FRAMES, Keyframe, KeyPart, Manifest, ModelPart, WantModel
+from hfl_mqtt.protocol.limits import MAX_FRAMES, MAX_HEAD
+from hfl_mqtt.protocol.messages import Keyframe, KeyPart, Manifest, ModelPart, WantModel
 from hfl_mqtt.protocol.topics import slot
-from hfl_mqtt.protocol.wire import MAX_HEAD, unpack_keyframe
+from hfl_mqtt.protocol.wire import unpack_keyframe
 from hfl_mqtt.rounds.actions import Action, Fetch, Send, note
 from hfl_mqtt.rounds.arithmetic import DELTAS_PER_KEY
 from hfl_mqtt.rounds.chain import Chain
+from hfl_mqtt.rounds.signing import Signer, body_of, check_keyframe
 
 #: How long the next delta may take to come by itself before it is fetched, in seconds.
 PUSHED_S = 2.0
@@ -43,16 +46,22 @@ class Following:
     Args:
         max_model: most bytes of a model; a keyframe may have twice as many.
         keep: puts blobs away.
+        source: whose chain it is.
+        signer: checks its keyframes; the deltas are checked by the digest that the call gives.
     """
 
-    def __init__(self, max_model: int, keep: Keep = in_memory) -> None:
+    def __init__(self, max_model: int, keep: Keep = in_memory, source: str = "", signer: Signer | None = None) -> None:
         self.max_model, self.max_blob = max_model, 2 * max_model + MAX_HEAD
-        self._put_away = keep
+        self._put_away, self._source, self._signer = keep, source, signer
         self.chain: Chain | None = None
         self._run = ""
         self._target: Manifest | None = None
         self._parts = Reassembler(
-            max_blob=self.max_blob, max_total=self.max_blob + max_model, per_sender=MAX_OPEN, window=None
+            max_blob=self.max_blob,
+            max_total=self.max_blob + max_model,
+            per_sender=MAX_OPEN,
+            window=None,
+            trailer=statements.SIGNATURE_SIZE,
         )
         #: What is whole and waits for what stands before it.
         self._keyframe: Keyframe | None = None
@@ -72,10 +81,7 @@ class Following:
     def has_arrived(self) -> bool:
         """Whether the model that was called for is here."""
         target, chain = self._target, self.chain
-        if target is None or chain is None:
-            return False
-        found = chain.manifest
-        return (found.version, found.digest) == (target.version, target.digest)
+        return target is not None and chain is not None and chain.leads_to(target)
 
     def want(self, run: str, manifest: Manifest, now: float) -> list[Action]:
         """Take it that this model is called for; see then whether it `has_arrived`."""
@@ -136,15 +142,16 @@ class Following:
             progress = self._parts.add("key" if want[0] else "down", part, now)
             if progress.blob is not None:
                 del self._blobs[want]
-                self._keep(want, Cut(self._put_away([progress.blob]), progress.digest, part.count))
+                cut = Cut(self._put_away([progress.blob]), progress.digest, part.count)
+                self._keep(want, cut, progress.body_digest)
                 is_whole, self._wait_s = True, FETCH_S  # what is asked for does come
                 broken = self._link()
                 actions += broken
                 is_broken = bool(broken)
-        except Malformed as error:
+        except (Malformed, Forged) as error:
             self._blobs.pop(want, None)
             self._look_again(now)
-            return [*actions, note("malformed", reason=str(error))]
+            return [*actions, note("forged" if isinstance(error, Forged) else "malformed", reason=str(error))]
         if self._ask_at_s is None or self.has_arrived:
             return actions
         if is_broken:
@@ -181,12 +188,14 @@ class Following:
         has_room = sum(cut.size for cut in self._loose.values()) + part.size <= DELTAS_PER_KEY * model
         return is_ahead and has_room and len(self._loose) < MAX_FRAMES
 
-    def _keep(self, want: _Want, cut: Cut) -> None:
+    def _keep(self, want: _Want, cut: Cut, body_digest: bytes) -> None:
         is_key, version = want
         if not is_key:
             self._loose[version] = cut
             return
-        keyframe = unpack_keyframe(cut.blob)
+        keyframe = unpack_keyframe(body_of(cut, is_sealed=self._signer is not None))
+        if self._signer is not None:
+            check_keyframe(self._signer, self._source, keyframe, cut, body_digest)
         if (keyframe.run, keyframe.version) != (self._run, version):
             raise Malformed(f"the keyframe of version {version} says it is of {keyframe.run} {keyframe.version}")
         self._keyframe = keyframe

@@ -23,6 +23,7 @@ from hfl_mqtt.protocol.messages import Buffer, Lease, State, StateName
 from hfl_mqtt.rounds import records
 from hfl_mqtt.rounds.actions import Action, Bridged, Connected, Event, Lost, Persist, Received, Reconnect, Send, note
 from hfl_mqtt.rounds.node import Node
+from hfl_mqtt.rounds.signing import Signer
 
 #: How long to listen for a lease after connecting, and how much longer than its time to wait for its renewal: so long
 #: or, so that several do not claim at the same moment, down to half of it.
@@ -70,6 +71,7 @@ class Leased(Node):
             that is out of date.
         saved: reads what this process has persisted so far.
         settle_s: see `SETTLE_S`.
+        signer: the real node's.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class Leased(Node):
         make: Callable[[int, Mapping[str, Buffer]], Node],
         saved: Callable[[], Mapping[str, Buffer]],
         settle_s: float = SETTLE_S,
+        signer: Signer | None = None,
     ) -> None:
-        super().__init__(path, 0)
+        super().__init__(path, 0, signer)
         self.holder = holder
         self._for_s = for_s
         self._settle_s = settle_s * (1 + number_of(holder) / _NUMBERS) / 2
@@ -161,6 +164,19 @@ class Leased(Node):
                 self._before.append(event)
             return []
         return self._through(self.node.handle(event, now))
+
+    def judge(self, sender: str, size_bytes: int, now: float) -> list[Action] | None:
+        """Look at a child before what it sent is read; see `Node.judge`. A standby hears nothing of them anyway."""
+        if self.node is None or not self._is_confirmed or self.has_expired(now):
+            return None
+        found = self.node.judge(sender, size_bytes, now)
+        return self._through(found) if found else found
+
+    def malformed(self, sender: str, reason: str, now: float) -> list[Action]:
+        """Hold it against a child that it said what cannot be read."""
+        if self.node is None or not self._is_confirmed or self.has_expired(now):
+            return []
+        return self._through(self.node.malformed(sender, reason, now))
 
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for: step down, claim, renew, and what the real node has to do."""

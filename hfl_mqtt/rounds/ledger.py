@@ -71,6 +71,8 @@ class Entry:
     identity: Identity
     staleness: int = 0
     share: float = 1.0
+    #: Whether its blob ends with a signature, which was checked when it came.
+    is_sealed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

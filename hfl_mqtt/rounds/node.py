@@ -18,10 +18,7 @@ from hfl_mqtt.rounds.actions import (
     Send,
 )
 from hfl_mqtt.rounds.ladder import Choice
-
-#: Most bytes of a model a node takes unless it is told otherwise.
-MAX_MODEL = 2**30
-
+from hfl_mqtt.rounds.signing import Signer
 
 #: A node that is no cloud publishes its metrics at most this often: on a metered link they would be most of the control
 #: traffic of short rounds, and MQTT Explorer plots a hundred points.
@@ -87,9 +84,11 @@ class Pace:
 class Node(ABC):
     """One place in the tree: events in, actions out; no sockets, clocks, threads or files."""
 
-    def __init__(self, path: str, boot: int) -> None:
+    def __init__(self, path: str, boot: int, signer: Signer | None = None) -> None:
         self.path = path
         self.boot = boot
+        #: Signs and checks for it; None where its federation signs nothing.
+        self.signer = signer
 
     @abstractmethod
     def start(self, now: float) -> list[Action]:
@@ -102,6 +101,14 @@ class Node(ABC):
     @abstractmethod
     def tick(self, now: float) -> list[Action]:
         """Do what the clock asks for."""
+
+    def judge(self, sender: str, size_bytes: int, now: float) -> list[Action] | None:  # noqa: ARG002  (of aggregators)
+        """Look at who has sent something before it is read; returns what is done instead, None to go on."""
+        return None
+
+    def malformed(self, sender: str, reason: str, now: float) -> list[Action]:  # noqa: ARG002  (of aggregators)
+        """Take it that somebody said what cannot be read."""
+        return []
 
     @property
     @abstractmethod

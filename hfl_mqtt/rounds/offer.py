@@ -13,6 +13,7 @@ from hfl_mqtt.protocol.wire import keyframe_pieces, unpack_keyframe
 from hfl_mqtt.rounds.actions import Action, ClearSlots, Send
 from hfl_mqtt.rounds.arithmetic import DELTAS_PER_KEY, MAX_DELTAS
 from hfl_mqtt.rounds.chain import Chain, Link
+from hfl_mqtt.rounds.signing import Signer, body_of, keyframe_seal
 
 #: A part is put into its slot again at most this often, however many children ask.
 REPUBLISH_S = 2.0
@@ -25,12 +26,19 @@ class Offer:
         keyframe: where it starts.
         before: the offer in whose slots it is put.
         keep: puts blobs away.
+        signer: seals keyframes.
     """
 
-    def __init__(self, keyframe: Keyframe, before: Offer | None = None, keep: Keep = in_memory) -> None:
-        self._keep = keep
-        self._key = Cut.kept(keyframe_pieces(keyframe), keep)
-        self.chain = Chain(unpack_keyframe(self._key.blob))  # views of the same bytes
+    def __init__(
+        self,
+        keyframe: Keyframe,
+        before: Offer | None = None,
+        keep: Keep = in_memory,
+        signer: Signer | None = None,
+    ) -> None:
+        self._keep, self._signer = keep, signer
+        self._key = self._cut(keyframe)
+        self.chain = Chain(unpack_keyframe(self.key_body))  # views of the same bytes
         self._stale_keys = before._key.count if before is not None else 0
         self._stale_slots = before._slots() if before is not None else []
         self._republished_s: dict[tuple[bool, int, int], float] = {}
@@ -48,9 +56,9 @@ class Offer:
         return [*actions, *self._clear()]
 
     @property
-    def key(self) -> Cut:
-        """The keyframe's blob."""
-        return self._key
+    def key_body(self) -> Buffer:
+        """The keyframe's blob, without its seal."""
+        return body_of(self._key, is_sealed=self._signer is not None)
 
     def show_newest(self) -> list[Action]:
         """Fill the slots of the newest delta, or where there is none since, of the keyframe."""
@@ -71,8 +79,8 @@ class Offer:
     def rebase(self, keyframe: Keyframe) -> list[Action]:
         """Put a keyframe of the newest version into its slots, and clear those of the deltas that led to it."""
         self._stale_keys, self._stale_slots = self._key.count, self._slots()
-        self._key = Cut.kept(keyframe_pieces(keyframe), self._keep)
-        self.chain.rebase(unpack_keyframe(self._key.blob))
+        self._key = self._cut(keyframe)
+        self.chain.rebase(unpack_keyframe(self.key_body))
         self._republished_s.clear()
         return [*self._show_key(), *self._clear()]
 
@@ -94,6 +102,9 @@ class Offer:
         if want.is_key:
             return [Send(message=self._key_part(index)) for index in due]
         return [Send(message=self._part(frame, self.chain.links[frame], index)) for index in due]
+
+    def _cut(self, keyframe: Keyframe) -> Cut:
+        return Cut.kept(keyframe_pieces(keyframe), self._keep, seal=keyframe_seal(self._signer, keyframe))
 
     def _slots(self) -> list[str]:
         return [slot(frame, index) for frame, link in enumerate(self.chain.links) for index in range(link.cut.count)]

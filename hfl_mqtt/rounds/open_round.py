@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from hfl_mqtt.errors import Refused
-from hfl_mqtt.protocol.messages import MAX_TALLIES, MAX_WEIGHT, Kind, RoundCall, Tally, Update, round_text
+from hfl_mqtt.protocol.limits import MAX_TALLIES, MAX_WEIGHT, MIN_SHARERS
+from hfl_mqtt.protocol.messages import Kind, RoundCall, Tally, Update, round_text
 from hfl_mqtt.rounds.actions import Note, note
 from hfl_mqtt.rounds.arithmetic import Accumulator
+from hfl_mqtt.rounds.conduct import Conduct
 from hfl_mqtt.rounds.ledger import Entry
 from hfl_mqtt.rounds.policy import Waiting, quorum_of
 
 #: How long an aggregator waits before it calls those again who have not answered; twice as long each time.
 REMIND_S = 10.0
+#: What training itself gives, in every task.
+LOSS = "loss"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,9 @@ class OpenRound:
     accumulator: Accumulator
     asked: set[str]
     next_remind_s: float
+    #: How long what moves at the children may put off its end, from the first time on and again from each update.
+    hold_at_most_s: float
+    hold_ends_s: float | None = None
     remind_wait_s: float = REMIND_S
     #: When children last said that parts keep coming at them.
     moving_s: dict[str, float] = field(default_factory=dict)
@@ -75,7 +83,8 @@ class OpenRound:
     stood_in_line: set[str] = field(default_factory=set)
     refused_blobs: dict[str, str] = field(default_factory=dict)
     corrupted: dict[str, int] = field(default_factory=dict)
-    tallies: dict[str, list[Tally]] = field(default_factory=dict)
+    #: By name, and whether they ask for a root.
+    tallies: dict[tuple[str, bool], list[Tally]] = field(default_factory=dict)
     moved: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
@@ -88,28 +97,55 @@ class OpenRound:
         """Whether enough came in; once they have, one more child to ask does not take it back."""
         return self.waiting.grace_ends_s is not None or len(self.accepted) >= self.quorum
 
-    def count(self, update: Update, sender: str, entry: Entry) -> None:
-        """Add an update.
+    def may_hold(self, now: float) -> bool:
+        """Whether its end may be put off for what moves; asking begins the time for which it may."""
+        if self.hold_ends_s is None:
+            self.hold_ends_s = now + self.hold_at_most_s
+        return now < self.hold_ends_s
+
+    def forget(self, sender: str) -> None:
+        """Take it that this child was not asked."""
+        self.asked.discard(sender)
+        self.stood_in_line.discard(sender)
+        self.declined.pop(sender, None)
+        self.moving_s.pop(sender, None)
+
+    def count(self, update: Update, sender: str, entry: Entry, conduct: Conduct | None = None) -> float | None:
+        """Add an update, and return the norm of its delta; None in an evaluation.
+
+        What it may say depends on no other's, so that nobody can have others refused: each has a share of the range of
+        weights and sums, and of metrics that do not go together the less common are left out at the end. Without a
+        `conduct` it counted before, in a former life.
 
         Raises:
             Refused: it cannot be added; nothing of it has been, then.
         """
-        for name, tally in update.tallies.items():
-            if self.tallies.get(name, [tally])[0].is_root != tally.is_root:
-                raise Refused(f"metric {name!r}: a mean and a root mean do not add up")
-        if len(self.tallies.keys() | update.tallies.keys()) > MAX_TALLIES:
-            raise Refused(f"{len(self.tallies.keys() | update.tallies.keys())} metrics, at most {MAX_TALLIES}")
-        if sum(self.accepted.values()) + update.weight > MAX_WEIGHT:
-            raise Refused(f"weight {update.weight}: with those before it more than {MAX_WEIGHT}")
+        norm, max_norm, sharers = None, inf, 1
+        if conduct is not None:
+            most = min(conduct.bounds.max_samples, MAX_WEIGHT // max(len(self.asked), MIN_SHARERS))
+            if update.weight > most:
+                raise Refused(f"weight {update.weight}: at most {most} samples are believed of one child")
+            max_norm, sharers = conduct.max_norm(sender, update.weight, entry.staleness), max(len(self.asked), 2)
         if self.call.plan.kind is Kind.TRAIN:
-            self.accumulator.add(update.payload, update.weight, entry.share)
+            norm = self.accumulator.add(update.payload, update.weight, entry.share, max_norm, sharers)
         elif len(update.payload) or update.weight:
             raise Refused("an evaluation carries no weights")
         for name, tally in update.tallies.items():
-            self.tallies.setdefault(name, []).append(tally)
+            self.tallies.setdefault((name, tally.is_root), []).append(tally)
         self.accepted[sender] = update.weight
         self.moved[sender] = (update.sent, update.received)
         self.declined.pop(sender, None)
+        self.hold_ends_s = None
+        return norm
+
+    def _metrics(self) -> dict[str, Tally]:
+        """Return the metrics that most children gave, and of each the kind that most gave; a loss always has room."""
+        common = sorted(self.tallies, key=lambda key: (-len(self.tallies[key]), key))
+        chosen: dict[str, list[Tally]] = {}
+        for name, is_root in common:
+            if name not in chosen and (name == LOSS or len(chosen.keys() - {LOSS}) < MAX_TALLIES - 1):
+                chosen[name] = self.tallies[name, is_root]
+        return {name: Tally.of(tallies) for name, tallies in sorted(chosen.items())}
 
     def outcome(self, step: Any, now: float) -> Outcome:
         """Return what the round gave, where it ends now."""
@@ -124,7 +160,7 @@ class OpenRound:
             accepted=self.accepted,
             declined=self.declined,
             missing=tuple(sorted(self.asked - self.accepted.keys() - self.declined.keys())),
-            tallies={name: Tally.of(tallies) for name, tallies in sorted(self.tallies.items())},
+            tallies=self._metrics(),
             seconds=now - self.waiting.opened_s,
             moved=self.moved,
         )

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from hfl_mqtt.protocol.blobs import Cut, Keep
-from hfl_mqtt.protocol.messages import MAX_BLOB, Buffer, Kind, RoundCall, RoundId, ShortDigest
+from hfl_mqtt.protocol.limits import MAX_BLOB
+from hfl_mqtt.protocol.messages import Buffer, Kind, RoundCall, RoundId, ShortDigest
 from hfl_mqtt.rounds import records
 from hfl_mqtt.rounds.actions import Action, Persist, note
+from hfl_mqtt.rounds.signing import Signer, body_of, key_name, update_seal
 
 LETTERS = "up/outbox"
 BLOBS = "up/blob/"
@@ -41,6 +43,8 @@ class Letter:
     is_sent: bool = False
     #: The round in which it counts.
     joined: RoundId | None = None
+    #: By which of our keys it is sealed, its first digits; "" by none.
+    sealed_by: str = ""
 
     @property
     def key(self) -> tuple[str, tuple[int, ...], str]:
@@ -59,10 +63,10 @@ class _Letters:
 
 def is_same_ask(call: RoundCall, other: RoundCall) -> bool:
     """Whether two calls ask for the same: one work answers both."""
-    return (call.run, call.round, call.model.digest, call.plan.kind) == (
+    return (call.run, call.round, call.model.base, call.plan.kind) == (
         other.run,
         other.round,
-        other.model.digest,
+        other.model.base,
         other.plan.kind,
     )
 
@@ -73,27 +77,37 @@ class Outbox:
     Args:
         saved: what a former life persisted.
         keep: puts blobs away.
+        signer: seals what a former life did not seal, or sealed by another key.
     """
 
-    def __init__(self, saved: Mapping[str, Buffer], keep: Keep) -> None:
+    def __init__(self, saved: Mapping[str, Buffer], keep: Keep, signer: Signer | None = None) -> None:
         self.letters: list[Letter] = []
         self._cuts: dict[str, Cut] = {}
         #: What the vault holds of us: the letters' own bytes, and which blobs.
         self._stored: dict[str, bytes] = {key: b"" for key in saved if key.startswith(BLOBS)}
         self._unreadable: list[str] = []
+        #: Blobs that this life has sealed anew: our parent may hear them before it hears of the key.
+        self._resealed: set[str] = set()
         if LETTERS in saved:
             self._stored[LETTERS] = bytes(saved[LETTERS])
             found = records.read(_Letters, saved[LETTERS])
             if found is None:
                 self._unreadable.append(LETTERS)
             else:
-                self._restore(found.letters, saved, keep)
+                self._restore(found.letters, saved, keep, signer)
 
-    def _restore(self, letters: tuple[Letter, ...], saved: Mapping[str, Buffer], keep: Keep) -> None:
+    def _restore(
+        self, letters: tuple[Letter, ...], saved: Mapping[str, Buffer], keep: Keep, signer: Signer | None
+    ) -> None:
         for letter in letters:
             blob = saved.get(BLOBS + letter.blob, b"")
             cut = Cut.kept([blob], keep) if 0 < len(blob) <= MAX_BLOB else None
             if cut is not None and cut.name == letter.blob:
+                if letter.sealed_by != key_name(signer):
+                    seal = update_seal(signer, *letter.key)
+                    cut = Cut.kept([body_of(cut, is_sealed=letter.sealed_by != "")], keep, seal=seal)
+                    letter = replace(letter, blob=cut.name, sealed_by=key_name(signer))
+                    self._resealed.add(letter.blob)
                 self._cuts[letter.blob] = cut
             elif letter.fate is Fate.DUE:
                 self._unreadable.append(BLOBS + letter.blob)
@@ -110,6 +124,10 @@ class Outbox:
         """The update that is to be handed in next."""
         return next((letter for letter in self.letters if letter.fate is Fate.DUE), None)
 
+    def is_resealed(self, letter: Letter) -> bool:
+        """Whether an update of a former life is sealed by another key than then."""
+        return letter.blob in self._resealed
+
     def cut(self, letter: Letter) -> Cut | None:
         """Return the bytes of an update, where they are still here."""
         return self._cuts.get(letter.blob)
@@ -120,7 +138,7 @@ class Outbox:
 
     def answer_to(self, call: RoundCall) -> Letter | None:
         """Return the update that answers this call, where it could be sent again."""
-        found = self.find(call.run, call.round, call.model.digest)
+        found = self.find(call.run, call.round, call.model.base)
         return found if found and found.blob in self._cuts and is_same_ask(found.call, call) else None
 
     def put(self, letter: Letter, cut: Cut) -> None:

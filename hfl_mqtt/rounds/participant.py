@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
 
-from hfl_mqtt.errors import Misuse
+from hfl_mqtt.errors import Misuse, Refused
 from hfl_mqtt.protocol import blobs
 from hfl_mqtt.protocol.blobs import Cut, Keep, in_memory
 from hfl_mqtt.protocol.messages import (
@@ -24,6 +24,7 @@ from hfl_mqtt.protocol.messages import (
     Assign,
     Buffer,
     Decline,
+    Identity,
     Info,
     KeyPart,
     Kind,
@@ -31,6 +32,7 @@ from hfl_mqtt.protocol.messages import (
     ModelPart,
     Moving,
     Phase,
+    Quarantine,
     Receipt,
     RoundCall,
     RunId,
@@ -50,6 +52,7 @@ from hfl_mqtt.rounds.actions import (
     Contribution,
     Counted,
     Move,
+    Note,
     Persist,
     RunOver,
     Send,
@@ -60,6 +63,7 @@ from hfl_mqtt.rounds.chain import Chain
 from hfl_mqtt.rounds.following import Following
 from hfl_mqtt.rounds.outbox import Fate, Letter, Outbox, is_same_ask
 from hfl_mqtt.rounds.presence import Presence
+from hfl_mqtt.rounds.signing import Signer, key_name, shown, update_seal, why_not_said_by
 from hfl_mqtt.rounds.upload import Upload
 
 #: A node that is to move waits so long at most for the receipt of what it has sent.
@@ -71,7 +75,7 @@ PAST_RUNS = 8
 CALL, PAST, HOME = "up/call", "up/past", "home"
 
 #: What a participant hears of its parent.
-FromParent = RoundCall | ModelPart | KeyPart | Receipt | Want | Assign
+FromParent = Identity | RoundCall | ModelPart | KeyPart | Receipt | Want | Assign | Quarantine
 
 
 class Stage(Enum):
@@ -112,6 +116,7 @@ class Participant:
         saved: what a former life persisted.
         homes: the other names under which this node may go on.
         is_lasting: whether its work outlives a restart, as an edge's does.
+        signer: signs what it hands in, and checks what its parent calls.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class Participant:
         saved: Mapping[str, Buffer] = MappingProxyType({}),
         homes: Collection[str] = (),
         is_lasting: bool = False,
+        signer: Signer | None = None,
     ) -> None:
         above = parent(path)
         if above is None:
@@ -135,8 +141,11 @@ class Participant:
         self._homes = frozenset(homes)
         self._moving_to: str | None = None
         self._leave_at_s: float | None = None
-        self.following = Following(max_model, keep)
-        self._outbox = Outbox(saved, keep)
+        self._signer = signer
+        #: The last call that its parent was not known to have said: it may be proven by a card that comes yet.
+        self._unproven: RoundCall | None = None
+        self.following = Following(max_model, keep, above, signer)
+        self._outbox = Outbox(saved, keep, signer)
         past = records.read(_Past, saved.get(PAST))
         self._past_runs = list(past.runs) if past is not None else []
         self._doing = records.read(Doing, saved.get(CALL)) if is_lasting else None
@@ -156,6 +165,8 @@ class Participant:
         #: Bytes sent and received so far, as the shell counts them, and what of them has been reported upwards.
         self.meter: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._reported = self._to_report = (0, 0)
+        #: Why this node takes part in no round just now, as whoever knows its board says; asked when a round opens.
+        self.refusal: Callable[[], str | None] = lambda: None
         #: Since when parts keep coming from or at the children of this node, where it has any.
         self.moving_below_since: Callable[[float], float | None] = lambda _now: None
         self._moving_s: float | None = None
@@ -186,7 +197,7 @@ class Participant:
         if self.stage is Stage.OUT:
             self.stage = Stage.JOINED
         self._is_linked = True
-        hello = self._presence.hello(self._state_name, now)
+        hello = [*shown(self._signer), *self._presence.hello(self._state_name, now)]
         if self.stage is Stage.FETCHING and self._doing is not None:  # what was fetched went with the connection
             hello += self._upwards(self.following.want(self._doing.call.run, self._doing.call.model, now))
         return hello + self._speak(now)
@@ -196,6 +207,11 @@ class Participant:
         self._is_linked = False
         if is_cloned:
             self._presence.is_cloned()
+
+    def sampled(self, samples: int) -> list[Action]:
+        """Take it that this node has so many samples of its own now, and say so where that is news."""
+        news = self._presence.sampled(samples)
+        return news if self._is_linked and not self._is_gone and self.stage is not Stage.OUT else []
 
     def bridged(self, is_up: bool, now: float) -> list[Action]:
         """Say nothing to the parent while it cannot be reached, and what is due once it can."""
@@ -217,19 +233,51 @@ class Participant:
         """Take a message of the parent."""
         if self._is_gone:
             return []
+        if isinstance(message, Identity):
+            return self._hear_identity(message, now)
         if isinstance(message, RoundCall):
-            actions = self._hear_call(message, now)
+            actions = self._doubt(message, now) or [*self._presence.content("call"), *self._hear_call(message, now)]
             is_free = self._moving_to is not None and self.stage in (Stage.OUT, Stage.JOINED) and not self._is_gone
             return actions + self._leave() if is_free else actions
         if isinstance(message, ModelPart | KeyPart):
             if message.size > self.following.max_blob and self.stage is Stage.FETCHING:
                 return self._say_decline(self._too_large(message.size))
-            return self._upwards(self.following.hear(message, now)) + self._work_if_here(now)
+            heard = self.following.hear(message, now)
+            if self._signer is not None and any(isinstance(action, Note) for action in heard):
+                self._presence.complain("model", f"the model of {self.parent} that comes is not the one it signed", now)
+            return self._upwards(heard) + self._work_if_here(now)
         if isinstance(message, Receipt):
             return self._hear_receipt(message, now)
         if isinstance(message, Assign):
             return self._hear_assign(message, now)
+        if isinstance(message, Quarantine):
+            told = f"in quarantine at {self.parent}: {message.reason}"
+            self._presence.shunned(told, message.for_s, now)
+            return [note("in_quarantine", reason=message.reason, for_s=message.for_s)]
         return self._hear_want(message, now)
+
+    def _hear_identity(self, shown: Identity, now: float) -> list[Action]:
+        if self._signer is None:
+            return []
+        try:
+            is_new = self._signer.learn(self.parent, shown.card)
+        except Refused as error:
+            self._presence.complain("call", str(error), now)
+            return [note("identity_refused", sender=self.parent, reason=str(error))]
+        call, self._unproven = self._unproven, None
+        return self.hear(call, now) if is_new and call is not None else []
+
+    def _doubt(self, call: RoundCall, now: float) -> list[Action]:
+        """Return what is done about a call that the parent is not known to have said; nothing where it has."""
+        if self._signer is None:
+            reason = f"{self.parent} signs what it calls: give this node its identity, too" if call.signature else None
+        else:
+            reason = why_not_said_by(self._signer, self.parent, call)
+            self._unproven = call if reason is not None else None
+        if reason is None:
+            return []
+        self._presence.complain("call", reason, now)
+        return [note("call_refused", run=call.run, round=round_text(call.round), reason=reason)]
 
     def _hear_call(self, call: RoundCall, now: float) -> list[Action]:
         if call.run in self._past_runs:
@@ -340,7 +388,10 @@ class Participant:
         if not cohort.is_asked(call.draw, call.round, self.path):
             return [note("not_asked", run=call.run, round=round_text(call.round))]
         self.stage = Stage.FETCHING
-        self._doing = Doing(call=call, work_id=f"{call.run}/{round_text(call.round)}", base=call.model.digest)
+        self._doing = Doing(call=call, work_id=f"{call.run}/{round_text(call.round)}", base=call.model.base)
+        refusal = self.refusal()  # before the model is fetched: the link may be why
+        if refusal is not None:
+            return self._say_decline(refusal)
         return self._upwards(self.following.want(call.run, call.model, now)) + self._work_if_here(now)
 
     def _send_again(self, call: RoundCall, now: float) -> list[Action]:
@@ -443,13 +494,15 @@ class Participant:
             sent=result.sent + self._to_report[0] - self._reported[0],
             received=result.received + self._to_report[1] - self._reported[1],
         )
-        cut = Cut.kept(update_pieces(update), self._keep)
+        seal = update_seal(self._signer, call.run, call.round, doing.base)
+        cut = Cut.kept(update_pieces(update), self._keep, seal=seal)
         letter = Letter(
             call=call,
             base=doing.base,
             work_id=work_id,
             blob=cut.name,
             payload=blobs.digest(result.payload)[:16] if is_coded else "",
+            sealed_by=key_name(self._signer),
         )
         self._outbox.put(letter, cut)
         self._doing, self._upload = None, None
@@ -548,7 +601,10 @@ class Participant:
         if self._leave_at_s is not None and now >= self._leave_at_s:
             return self._drop("no receipt came, and it is to move", now) + self._leave()
         actions = self._upwards(self.following.tick(now)) + self._presence.tick(now)
-        return actions + self._upload.tick(now) if self._upload is not None and self.is_bridged else actions
+        if self._upload is not None and self.is_bridged:
+            probes = self._upload.tick(now)  # no answer: the parent may not know by which key to check them
+            actions += [*shown(self._signer), *probes] if probes else []
+        return actions
 
     def watch(self, now: float) -> list[Action]:
         """Tell the parent that parts keep coming, once they have for long; to be called after every event."""
@@ -640,7 +696,7 @@ class Participant:
         if call.phase is not Phase.OPEN or self._counted_in == call.round:
             return False
         if letter.call.round == call.round:
-            return letter.base == call.model.digest
+            return letter.base == call.model.base
         return call.late is not Late.DROP and call.plan.kind is Kind.TRAIN
 
     def _hand_in(self, now: float) -> list[Action]:
@@ -652,7 +708,7 @@ class Participant:
         if self._upload is None or self._upload.blob != letter.blob:
             cut = self._outbox.cut(letter)
             assert cut is not None
-            self._upload = Upload(letter, cut)
+            self._upload = Upload(letter, cut, is_announced=self._outbox.is_resealed(letter))
         upload, may_send = self._upload, self._may_send(letter)
         if may_send and not letter.is_sent:
             self._outbox.change(letter, is_sent=True)
@@ -702,7 +758,8 @@ class Participant:
             model=chain.model,
             seed=cohort.lot(call.plan.seed, call.round, self.path),
         )
-        return [*self._outbox.persist(is_urgent=False), *self._store_work(), work]
+        content = self._presence.content("model")
+        return [*self._outbox.persist(is_urgent=False), *self._store_work(), *content, work]
 
     def _store_work(self) -> list[Action]:
         """Persist what is worked on, where it outlives a restart; it rides along with the work's own."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hfl_mqtt.protocol.blobs import WINDOW, Cut, part_length
+from hfl_mqtt.protocol.blobs import Cut, part_length
+from hfl_mqtt.protocol.limits import WINDOW
 from hfl_mqtt.protocol.messages import Announce, UpdatePart, Want
 from hfl_mqtt.rounds.actions import Action, Send
 from hfl_mqtt.rounds.outbox import Letter
@@ -23,15 +24,17 @@ class Upload:
     Args:
         letter: what is sent.
         cut: its bytes.
+        is_announced: whether it is announced, however small: over a bridge an announcement comes behind our card,
+            which parts may overtake.
     """
 
-    def __init__(self, letter: Letter, cut: Cut) -> None:
+    def __init__(self, letter: Letter, cut: Cut, *, is_announced: bool = False) -> None:
         self._letter, self._cut = letter, cut
         #: The parent may have much of one that was sent before: how fast it came says nothing then.
         self._is_measured = not letter.is_sent
         self.blob = letter.blob
         self.is_begun = False
-        self._is_announced = cut.size > letter.call.unasked
+        self._is_announced = is_announced or cut.size > letter.call.unasked
         #: Parts up to the last one sent: the parent asks for them in order.
         self._parts_sent = 0
         self._probe_at_s: float | None = None

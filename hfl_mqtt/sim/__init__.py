@@ -2,7 +2,8 @@
 
 from hfl_mqtt.sim.faultplan import Fault, Keeps, What
 from hfl_mqtt.sim.invariants import Ledger
-from hfl_mqtt.sim.simulation import FEDERATION, Moment, Place, Simulation, Train
+from hfl_mqtt.sim.papers import FEDERATION
+from hfl_mqtt.sim.simulation import Moment, Place, Simulation, Train
 from hfl_mqtt.sim.trial import Result, Setting, Trial, tree_of
 
 __all__ = [

@@ -135,6 +135,7 @@ class SimulationConfig(Section):
         default=(TierConfig(open_for=600.0), TierConfig()), description="The cloud's tier and the edges'."
     )
     evaluate: bool = Field(default=False, description="Whether devices score the last model when training is over.")
+    signed: bool = Field(default=False, description="Whether all sign what counts, and check it.")
     work: Duration = Field(default=1.0, description="How long a device works in a round at least.")
     work_at_most: Duration | None = Field(default=None, description="And at most; each device has its own pace.")
     network: NetworkConfig = Field(default=NetworkConfig(), description="What all links are like.")
@@ -181,6 +182,7 @@ class SimulationConfig(Section):
             network=self.network.to_faults(),
             is_scored=self.evaluate,
             patience_s=self.patience,
+            signed=self.signed,
         )
 
     def to_faults(self) -> tuple[Fault, ...]:

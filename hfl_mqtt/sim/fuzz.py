@@ -57,7 +57,7 @@ class Trouble:
 
 
 def draw(seed: int) -> Trouble:
-    """Return the plan of that number; equal numbers give equal plans."""
+    """Return the plan of that number; equal numbers give equal plans. Every fourth federation is signed."""
     rng = random.Random(seed)  # noqa: S311
     fans = rng.choice(_FANS)
     rounds, edge_rounds = rng.randint(2, 4), rng.choice([1, 1, 2])
@@ -76,6 +76,7 @@ def draw(seed: int) -> Trouble:
         lease_s=10.0,
         notice_s=rng.choice([0.0, 0.0, 20.0]),
         patience_s=PATIENCE_S,
+        signed=seed % 4 == 3,
     )
     within_s = rounds * (edge_rounds ** (len(fans) - 1) * WORK_S[1] + 1.0)
     faults = tuple(_fault(rng, setting, within_s) for _ in range(rng.randint(1, 5)))
@@ -179,7 +180,7 @@ class Fuzz:
         return trouble
 
     def _model(self, setting: Setting) -> str | None:
-        calm = replace(setting, dice=0, network=None)
+        calm = replace(setting, dice=0, network=None, signed=False)  # signatures change no model
         key = repr(calm)
         if key not in self._undisturbed:
             self._undisturbed[key] = Trial(calm).finish().model
@@ -212,11 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the number of the first; the others follow it")
     parser.add_argument("--only", help="of the plan's faults only these, such as 0,2")
     parser.add_argument("--show", action="store_true", help="print the plan and every note")
+    parser.add_argument("--signed", action="store_true", help="all federations are signed, not one in four")
     parser.add_argument("--stop-after", type=int, default=20, help="end after so many plans that broke an invariant")
     options = parser.parse_args(arguments)
     fuzz, began_s, broken, client_rounds = Fuzz(), time.process_time(), 0, 0
     for number in range(options.plans):
         trouble = draw(options.seed + number)
+        if options.signed:
+            trouble = replace(trouble, setting=replace(trouble.setting, signed=True))
         if options.only is not None:
             kept = {int(index) for index in options.only.split(",") if index}
             faults = tuple(fault for index, fault in enumerate(trouble.faults) if index in kept)

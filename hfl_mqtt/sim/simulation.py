@@ -37,12 +37,13 @@ from hfl_mqtt.rounds.cloud import CloudNode, Schedule
 from hfl_mqtt.rounds.edge import EdgeNode
 from hfl_mqtt.rounds.lease import Leased
 from hfl_mqtt.rounds.node import Node
+from hfl_mqtt.sim.papers import FEDERATION, Papers
 from hfl_mqtt.transport.bridges import Bridge, bridge
 from hfl_mqtt.transport.faults import Faults, Wire
 from hfl_mqtt.transport.link import LinkEvent
 from hfl_mqtt.transport.memory import Kept, MemoryBroker, MemoryLink
+from hfl_mqtt.trust.identity import Identity
 
-FEDERATION = "sim"
 #: What a client's work is: its path and the call, to a contribution; raising ValueError is a failure with that reason.
 Train = Callable[[str, Work], Contribution]
 
@@ -101,6 +102,7 @@ class Simulation:
         holders: the names of the processes that share an edge's place by lease, by its path.
         lease_s: how long a lease lasts.
         notice_s: how long it takes until a broker notices that its bridge was cut.
+        signed: whether all sign and check; their keys come from the seed.
     """
 
     def __init__(
@@ -118,8 +120,10 @@ class Simulation:
         holders: Mapping[str, Sequence[str]] | None = None,
         lease_s: float = 15.0,
         notice_s: float = 0.0,
+        signed: bool = False,
     ) -> None:
         self._lease_s = lease_s
+        self._papers = Papers(seed) if signed else None
         self.ends: dict[str, RunOver] = {}
         self.saved: list[Save] = []
         self.counted_work: list[tuple[str, str]] = []
@@ -371,17 +375,19 @@ class Simulation:
 
     def _node(self, name: str, boot: int) -> Node:
         path, _, holder = name.partition("@")
+        signer = self._papers.identity(name) if self._papers is not None else None
         if not holder:
-            return self._single(path, boot, dict(self.places[name].vault))
+            return self._single(path, boot, dict(self.places[name].vault), signer)
         return Leased(
             path=path,
             holder=holder,
             for_s=self._lease_s,
-            make=lambda epoch, saved: self._single(path, epoch, saved),
+            make=lambda epoch, saved: self._single(path, epoch, saved, signer),
             saved=lambda: dict(self.places[name].vault),
+            signer=signer,
         )
 
-    def _single(self, path: str, boot: int, saved: Mapping[str, Buffer]) -> Node:
+    def _single(self, path: str, boot: int, saved: Mapping[str, Buffer], signer: Identity | None) -> Node:
         info = Info(role="sim", boot=boot, parent=parent(path))
         if parent(path) is None:
             return CloudNode(
@@ -393,10 +399,11 @@ class Simulation:
                 weights=self._weights,
                 start=self._start,
                 saved=saved,
+                signer=signer,
             )
         if path in self.brokers:
-            return EdgeNode(path=path, boot=boot, info=info, arithmetic=self._arithmetic, saved=saved)
-        return ClientNode(path=path, boot=boot, info=info, saved=saved)
+            return EdgeNode(path=path, boot=boot, info=info, arithmetic=self._arithmetic, saved=saved, signer=signer)
+        return ClientNode(path=path, boot=boot, info=info, saved=saved, signer=signer)
 
     def _mark(self, place: Place, entry: Note) -> None:
         place.notes.append((self.now_s, entry))

@@ -67,6 +67,7 @@ class Setting:
         lease_s: how long a lease lasts.
         notice_s: how long it takes until a broker notices that its bridge was cut.
         patience_s: when the run is over at the latest, after the last fault is mended.
+        signed: whether all sign what counts, and check it.
     """
 
     tree: Tree
@@ -83,6 +84,7 @@ class Setting:
     lease_s: float = 15.0
     notice_s: float = 0.0
     patience_s: float = 86400.0
+    signed: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -151,6 +153,7 @@ class Trial(Simulation):
             holders={} if setting.holders == 1 else {path: names for path in setting.tree if path != "cloud"},
             lease_s=setting.lease_s,
             notice_s=setting.notice_s,
+            signed=setting.signed,
         )
         self.last_fault_s = faultplan.schedule(self, faults)
 

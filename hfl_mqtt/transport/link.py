@@ -6,8 +6,11 @@ to the `sink` it was given, which only enqueues. A link reconnects by itself, fo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from hfl_mqtt.errors import ConfigError
@@ -69,8 +72,28 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """The papers of a link that speaks TLS: whom it trusts, and what it shows; see `transport.tls`.
+
+    Attributes:
+        ca: the certificate of the one authority that brokers are trusted by.
+        certificate: the node's own, with `key`; without them the node shows none.
+        key: its private key.
+        server_name: for whom the broker's certificate is, where that is not the host's name.
+    """
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """Where a link connects and as whom. `user` is the node's path; the password is never shown.
+
+    Without `tls` a link speaks plain TCP, and with it nothing else. A broker that asks for certificates knows a node by
+    its certificate's name, whatever `user` says.
 
     Raises:
         ConfigError: no host can have this name, or no service this port.
@@ -80,6 +103,7 @@ class Account:
     port: int
     user: str
     password: str | None = field(default=None, repr=False)
+    tls: TlsFiles | None = None
 
     def __post_init__(self) -> None:
         # Beyond these, paho's network thread would end with an exception that nobody sees.
@@ -91,6 +115,21 @@ class Account:
             raise ConfigError(f"{self.host!r} cannot be the name of a host; write e.g. broker.local or 10.0.0.7")
         if not 0 < self.port < 65536:
             raise ConfigError(f"port {self.port} does not exist; MQTT listens on 1883, with TLS on 8883")
+
+    def session(self, name: str) -> str:
+        """Return a session's name at the broker that nobody can guess who has not this account's password or key.
+
+        A broker goes by that name alone: whoever connects under it, as whomever, ends the connection that stands. It is
+        the same at each start; without a secret it is the name as it is.
+        """
+        secret = self.password.encode() if self.password is not None else b""
+        if self.tls is not None and self.tls.key is not None:
+            with suppress(OSError):  # a key that cannot be read is told of when it is to be shown
+                secret = self.tls.key.read_bytes()
+        if not secret:
+            return name
+        key = hashlib.sha256(b"hfl-mqtt session 1\0" + secret).digest()
+        return f"{name}~{hashlib.blake2b(name.encode(), key=key, digest_size=8).hexdigest()}"
 
 
 class Link(Protocol):

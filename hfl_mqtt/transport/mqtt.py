@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -31,7 +31,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from hfl_mqtt.errors import Misuse
 from hfl_mqtt.protocol.topics import Filter
 from hfl_mqtt.protocol.wire import Frame
-from hfl_mqtt.transport import network, packets, reasons
+from hfl_mqtt.transport import network, packets, reasons, tls
 from hfl_mqtt.transport.link import Account, Arrived, Down, LinkEvent, Rejected, Sink, Traffic, Up
 from hfl_mqtt.transport.takeovers import STEADY_S, Takeovers
 from hfl_mqtt.transport.tcp import ByteMeter
@@ -69,7 +69,6 @@ class MqttLink:
         receive_maximum: the most messages of QoS 1 that the broker may leave with us before `done`. Mosquitto itself
             stops at 20 by default (`max_inflight_messages`), whatever is asked here.
         clean: forget the session at every connect, for viewers that have nothing to miss.
-        tls: the context to use; None speaks plain TCP.
         retry_s: the shortest and the longest wait between attempts to connect. Each wait is twice the one before;
             after a refusal that only a person can mend, the longest holds at once.
         pauses_s: the same where another program keeps connecting under our name.
@@ -87,7 +86,6 @@ class MqttLink:
         keepalive_s: int = 60,
         receive_maximum: int | None = None,
         clean: bool = False,
-        tls: ssl.SSLContext | None = None,
         retry_s: tuple[float, float] = (1.0, 30.0),
         pauses_s: tuple[float, float] = (5.0, 600.0),
     ) -> None:
@@ -118,6 +116,7 @@ class MqttLink:
 
         # The network's alone.
         self._sock: Any = None  # of the connection, from when it stands
+        self._fault: ssl.SSLError | None = None  # of the last one, where TLS knows why it ended
         self._is_writing = False
         self._is_connected = self._is_refused = self._is_failing = self._is_leaving = False
         self._session_present = self._knows_numbers = False
@@ -135,7 +134,7 @@ class MqttLink:
         #: Whether the broker was reached at the first try.
         self._is_easy = self._was_easy = True
         self._takeovers = Takeovers(pauses_s)
-        self._client = self._paho(will, account.user if client_id is None else client_id, tls)
+        self._client = self._paho(will, account.user if client_id is None else client_id)
         self._client.connect_async(
             account.host,
             account.port,
@@ -144,15 +143,16 @@ class MqttLink:
             properties=packets.connect_properties(None if clean else session_expiry_s, receive_maximum),
         )
 
-    def _paho(self, will: Frame | None, client_id: str, tls: ssl.SSLContext | None) -> Client:
+    def _paho(self, will: Frame | None, client_id: str) -> Client:
         client = Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=True
         )
         client.username_pw_set(self._account.user, self._account.password)
         if will is not None:
             client.will_set(will.topic, will.payload, will.qos, will.retain)
-        if tls is not None:
-            client.tls_set_context(tls)
+        if self._account.tls is not None:
+            # paho takes one context for good, and asks it for no more than this; papers change while it lives.
+            client.tls_set_context(cast(ssl.SSLContext, tls.Shaker(self._account.tls)))
         client.connect_timeout = _CONNECT_TIMEOUT_S
         client.max_inflight_messages_set(0)  # the window is ours
         client.on_socket_open = self._on_socket_open
@@ -263,15 +263,16 @@ class MqttLink:
             return
         try:
             self._client.reconnect()
-        except Exception:  # noqa: BLE001 - whatever it is, there is no connection, and the person is told why
-            self._network.call(partial(self._cannot_connect, reasons.connect_failure(self._account)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no connection, and the person is told why
+            reason, is_fatal = reasons.connect_failure(self._account, error), reasons.is_refusal(error)
+            self._network.call(partial(self._cannot_connect, reason, is_fatal=is_fatal))
         else:
             self._network.call(self._opened)
 
-    def _cannot_connect(self, reason: str) -> None:
+    def _cannot_connect(self, reason: str, *, is_fatal: bool) -> None:
         self._is_easy = False
-        self._report_down(reason)
-        self._retry_later()
+        self._report_down(reason, is_fatal=is_fatal)
+        self._retry_later(is_fatal=is_fatal)
         self._tend()
 
     def _opened(self) -> None:
@@ -493,6 +494,7 @@ class MqttLink:
     def _on_socket_close(self, _client: Client, _userdata: Any, sock: Any) -> None:
         # Not where paho clears away what we have closed ourselves.
         if sock is self._sock:
+            self._fault = tls.fault_of(sock)
             self._forget_connection()
 
     def _on_something_to_write(self, _client: Client, _userdata: Any, _sock: Any) -> None:
@@ -578,12 +580,13 @@ class MqttLink:
     ) -> None:
         was_connected, self._is_connected = self._is_connected, False
         was_refused, self._is_refused = self._is_refused, False
+        fault, self._fault = self._fault, None
         if was_refused:
             return
         if not was_connected:
-            self._is_easy = False
-            self._report_down(reasons.no_answer(self._account))
-            self._retry_later()
+            self._is_easy, is_fatal = False, reasons.is_refusal(fault)
+            self._report_down(reasons.no_answer(self._account, fault), is_fatal=is_fatal)
+            self._retry_later(is_fatal=is_fatal)
             return
         now_s = time.monotonic()
         lived_s = now_s - self._connected_at_s

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-import sys
+import time
 
 from paho.mqtt.reasoncodes import ReasonCode
 
+from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.transport.link import Account
 
 _BAD_PASSWORD, _NOT_AUTHORIZED, _KEEP_ALIVE, _TAKEN_OVER, _TOO_LARGE = 134, 135, 141, 142, 149
@@ -70,30 +71,118 @@ def lost(account: Account, code: ReasonCode, *, by_broker: bool, short_lives: in
     return f"lost the connection to the broker at {_place(account)}: {why}"
 
 
-def no_answer(account: Account) -> str:
-    """Why a connection ended before the broker said anything."""
-    return (
-        f"{_place(account)} accepts connections but ends them without an answer; "
-        "is it a broker, and do both sides agree on TLS or plain TCP?"
+def no_answer(account: Account, fault: ssl.SSLError | None = None) -> str:
+    """Why a connection ended before the broker said anything; `fault` is what TLS knows of it."""
+    if fault is not None:
+        return connect_failure(account, fault)
+    remedy = (
+        "is it a broker, and does this port want TLS? Then its configuration here needs broker.tls"
+        if account.tls is None
+        else "is it a broker, and is its listener's certificate in order? Its log says more"
     )
+    return f"{_place(account)} accepts connections but ends them without an answer; {remedy}"
 
 
-def connect_failure(account: Account) -> str:
-    """Why no connection came about; to be called while that error is being handled."""
+def connect_failure(account: Account, error: BaseException) -> str:
+    """Why no connection came about."""
     place = f"no broker at {_place(account)}"
-    match sys.exc_info()[1]:
+    match error:
+        case ConfigError():
+            return f"cannot connect to {_place(account)}: {error}"
         case ConnectionRefusedError():
             return f"{place}: nothing listens there; is Mosquitto running, and is the port right?"
         case socket.gaierror():
             return f"{place}: the name {account.host!r} is unknown; check the spelling and the DNS"
-        case ssl.SSLCertVerificationError() as error:
-            return f"{place} that we trust: {error.verify_message}; check the CA file, the host name and this clock"
-        case ssl.SSLError() as error:
-            return f"{place} that speaks TLS: {error.reason or error}; check the port"
+        case ssl.SSLCertVerificationError():
+            return f"{place} that we trust: {_distrust(account, error)}"
+        case ssl.SSLError() if _alert(error):
+            return f"the broker at {_place(account)} {_refused_papers(account, _alert(error))}"
+        case ssl.SSLError():
+            return (
+                f"{place} that speaks TLS: {error.strerror or error}; is {account.port} its port for TLS? By habit "
+                "those are 8883 and 8884, and 1883 is plain"
+            )
         case TimeoutError():
             return f"{place}: no answer; check the address, the network and the firewall"
-        case error:
+        case _:
             return f"{place}: {error}"
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether the broker has refused our certificate for good, as it refuses a wrong password.
+
+    What makes *us* distrust a broker is none: whoever speaks there need not be ours, and shall end no agent. Nor is a
+    date: a clock is set, and new papers are taken when they lie there.
+    """
+    return any(word in _alert(error) for word in _REFUSALS)
+
+
+def _alert(error: BaseException | None) -> str:
+    """Return what the other side said in TLS before it hung up, as OpenSSL calls it; nothing where it is our word."""
+    reason = str(getattr(error, "reason", ""))  # which not every error of TLS has
+    return reason if "ALERT" in reason else ""
+
+
+def _distrust(account: Account, error: ssl.SSLCertVerificationError) -> str:
+    """Why we do not trust a broker's certificate, and what to do."""
+    assert account.tls is not None
+    match error.verify_code:
+        case 2 | 7 | 18 | 19 | 20 | 21:
+            return (
+                f"its certificate is not from the authority in {account.tls.ca}; name the ca.crt of the fleet that "
+                "this broker belongs to, or look who answers there"
+            )
+        case 9:
+            return f"its certificate is not valid yet, says the clock here, {_today()}; set the clock, NTP does"
+        case 10:
+            return (
+                f"its certificate has expired, says the clock here, {_today()}; renew it with hfl fleet rotate and "
+                "reload the broker, or set the clock"
+            )
+        case 26:
+            return "its certificate is not a broker's; somebody else answers there, or the broker has the wrong file"
+        case 62 | 64:
+            named = account.tls.server_name or account.host
+            return (
+                f"its certificate is not for {named!r}; connect by a name that it has, say that name in "
+                "broker.tls.server_name, or issue it anew with this one"
+            )
+    return f"{error.verify_message}; check ca_file and this clock, {_today()}"
+
+
+#: Of a broker's alert about our certificate, as OpenSSL calls it: what it says, and what to do.
+_REFUSALS = {
+    "CERTIFICATE_REVOKED": ("has been told that this certificate is revoked", "issue the node a new one"),
+    "CERTIFICATE_REQUIRED": ("asks for a certificate", "set broker.tls.cert_file and key_file"),
+    "UNKNOWN_CA": ("does not know the authority of this certificate", "name the one issued by the broker's fleet"),
+    "CERTIFICATE_UNKNOWN": ("does not take this certificate", "look into its log, and issue the node a new one"),
+    "BAD_CERTIFICATE": ("does not take this certificate", "look into its log and at its clock, issue a new one"),
+    "UNSUPPORTED_CERTIFICATE": ("takes no certificate of this kind", "name a node's own, for clients"),
+    "ACCESS_DENIED": ("does not let this certificate in", "look into its log"),
+}
+_EXPIRED = "CERTIFICATE_EXPIRED"
+
+
+def _refused_papers(account: Account, reason: str) -> str:
+    """What a broker's alert says of us, and what to do."""
+    papers = account.tls.certificate if account.tls is not None else None
+    if _EXPIRED in reason:
+        return (
+            f"refuses {papers}: by the broker's clock it has expired; lay down a new one (hfl fleet rotate), which is "
+            "taken at the next try, or set the broker's clock"
+        )
+    for word, (why, remedy) in _REFUSALS.items():
+        if word in reason:
+            return f"refuses {papers or repr(account.user)}: it {why}; {remedy}"
+    plain = reason.lower().replace("_", " ")
+    return (
+        f"refuses to speak TLS with us: {plain}; it must take TLS 1.2 or 1.3, and look whether it wants a certificate"
+    )
+
+
+def _today() -> str:
+    # No hours: a reason is told anew when it reads differently.
+    return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 def unreadable(account: Account) -> str:

@@ -54,12 +54,10 @@ def write_conf(home: Path, port: int, *extra: str) -> Path:
     passwords.touch(0o600)
     for node in NODES:
         subprocess.run(["mosquitto_passwd", "-b", str(passwords), node, PASSWORD], check=True, capture_output=True)  # noqa: S607
-    lines = [f"pattern {access} {pattern}" for access, pattern in topics.acl_patterns(FEDERATION)]
+    lines = []
     for node in NODES:
-        lines += [
-            f"user {node}",
-            *(f"topic {access} {name}" for access, name in topics.acl_broadcast(FEDERATION, node)),
-        ]
+        granted = topics.acl_node(FEDERATION, node, has_children=node == "cloud")
+        lines += [f"user {node}", *(f"topic {access} {name}" for access, name in granted)]
     rights.write_text("\n".join(lines) + "\n")
     rights.chmod(0o600)
     conf = home / "mosquitto.conf"
@@ -113,7 +111,8 @@ def connect() -> Iterator[Callable[..., tuple[MqttLink, Inbox]]]:
         port: int, user: str, *filters: Filter | tuple[str, int], password: str = PASSWORD, **options: Any
     ) -> tuple[MqttLink, Inbox]:
         inbox = options.pop("sink", None) or Inbox()
-        account = Account(host=options.pop("host", "127.0.0.1"), port=port, user=user, password=password)
+        host, tls = options.pop("host", "127.0.0.1"), options.pop("tls", None)
+        account = Account(host=host, port=port, user=user, password=password if tls is None else None, tls=tls)
         wanted = [each if isinstance(each, Filter) else Filter(topic=each[0], qos=each[1]) for each in filters]
         link = MqttLink(account, wanted, inbox, **{"retry_s": (0.05, 0.2), **options})
         links.append(link)

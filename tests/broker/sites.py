@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from hfl_mqtt.config.site import Site
-from hfl_mqtt.ops.brokers import Layout, password_hash, render_to, secret_path
+from hfl_mqtt.ops.brokers import Layout, password_hash, read_passwords, render_to
 from hfl_mqtt.ops.mosquitto import Mosquitto, free_ports
 from hfl_mqtt.ops.relay import Relay
 
@@ -30,7 +31,14 @@ class Person:
     """One client at one broker, in MQTT 5: everything it says is answered, everything it hears lies in `heard`."""
 
     def __init__(
-        self, port: int, account: str, password: str, *filters: str, will: str | None = None, is_kept: bool = False
+        self,
+        port: int,
+        account: str,
+        password: str | None,
+        *filters: str,
+        will: str | None = None,
+        is_kept: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.heard: queue.Queue[MQTTMessage] = queue.Queue()
         self.answer: queue.Queue[ReasonCode] = queue.Queue()
@@ -39,7 +47,10 @@ class Person:
         self._granted = threading.Event()
         self._filters = filters
         self.client = Client(CallbackAPIVersion.VERSION2, client_id=f"test-{account}-{id(self)}", protocol=MQTTv5)
-        self.client.username_pw_set(account, password)
+        if password is not None:
+            self.client.username_pw_set(account, password)
+        if tls is not None:
+            self.client.tls_set_context(tls)
         if will is not None:
             self.client.will_set(will, b'{"state":"lost"}', qos=1, retain=True)
         self.client.on_connect = self._on_connect
@@ -73,6 +84,12 @@ class Person:
         assert self._granted.wait(LIMIT_S)
         return self
 
+    def listen(self, *filters: str) -> None:
+        """Wait until the broker took these subscriptions too."""
+        self._granted.clear()
+        self.client.subscribe([(one, 1) for one in filters])
+        assert self._granted.wait(LIMIT_S)
+
     def say(self, topic: str, payload: str | bytes, *, retain: bool = False) -> str:
         """Publish with QoS 1; the broker's answer, e.g. `Not authorized`."""
         with self._change:
@@ -103,6 +120,27 @@ class Person:
     def leave(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+
+
+def cross(path: str, above: Person, below: Person) -> None:
+    """Return when a probe has crossed both bridges of the farm `path`, both ways; these two may say and hear all."""
+    word, call = f"hfl/fed1/{path}/@/tele/probe", f"hfl/fed1/{path}/@/cmnd/probe"
+    up, down = f"hflb/fed1/{path}/@/up/9", "hflb/fed1/cloud/@/down/9"
+    try:
+        above.ready().listen(word, up)
+        below.ready().listen(call, down)
+        below.say(word, "probe")
+        below.say(up, "probe")
+        # One at a time: they take different bridges.
+        heard = above.heard.get(timeout=LIMIT_S).topic, above.heard.get(timeout=LIMIT_S).topic
+        assert set(heard) == {word, up}
+        above.say(call, "probe")
+        above.say(down, "probe")
+        heard = below.heard.get(timeout=LIMIT_S).topic, below.heard.get(timeout=LIMIT_S).topic
+        assert set(heard) == {call, down}
+    finally:
+        above.leave()
+        below.leave()
 
 
 class RunningSite:
@@ -139,7 +177,9 @@ class RunningSite:
             self.wait_for_bridge(name)
 
     def password(self, account: str) -> str:
-        return WITNESS if account == WITNESS else secret_path(self.directory, account).read_text().strip()
+        if account == WITNESS:
+            return WITNESS
+        return read_passwords(self.site, self.directory)[account]
 
     def person(
         self, broker: str, account: str, *filters: str, will: str | None = None, is_kept: bool = False
@@ -149,33 +189,16 @@ class RunningSite:
         return one
 
     def wait_for_bridge(self, farm: str) -> None:
-        """Return when both bridges of a farm carry, both ways: a probe has crossed and come back."""
+        """Return when both bridges of a farm carry, both ways."""
         path = f"cloud/{farm}"
-        word = f"hfl/fed1/{path}/@/tele/probe"
-        call = f"hfl/fed1/{path}/@/cmnd/probe"
-        up = f"hflb/fed1/{path}/@/up/9"
-        down = "hflb/fed1/cloud/@/down/9"
-        above = Person(self.ports["cloud"], WITNESS, WITNESS, word, up).ready()
-        below = Person(self.ports[farm], WITNESS, WITNESS, call, down).ready()
-        try:
-            below.say(word, "probe")
-            below.say(up, "probe")
-            # One at a time: they take different bridges.
-            heard = above.heard.get(timeout=LIMIT_S).topic, above.heard.get(timeout=LIMIT_S).topic
-            assert set(heard) == {word, up}
-            above.say(call, "probe")
-            above.say(down, "probe")
-            heard = below.heard.get(timeout=LIMIT_S).topic, below.heard.get(timeout=LIMIT_S).topic
-            assert set(heard) == {call, down}
-        finally:
-            above.leave()
-            below.leave()
+        above = Person(self.ports["cloud"], WITNESS, WITNESS)
+        cross(path, above, Person(self.ports[farm], WITNESS, WITNESS))
 
     def _admit_witness(self, broker: Path) -> None:
         with (broker / "passwd").open("a") as passwd:
             passwd.write(f"{WITNESS}:{password_hash(WITNESS, b'twelve bytes')}\n")
         with (broker / "acl").open("a") as acl:
-            acl.write(f"user {WITNESS}\ntopic readwrite #\n")
+            acl.write(f"user {WITNESS}\ntopic readwrite #\ntopic readwrite $SYS/#\n")
 
     def _all_leave(self) -> None:
         for one in self._people:

@@ -26,7 +26,7 @@ STATE, INFO, METRICS = (f"hfl/fed1/{PATH}/@/stat/{name}" for name in ("state", "
 
 
 @contextmanager
-def running(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def running(tmp_path: Path, port: int, every: str = "1 s") -> Iterator[subprocess.Popen[bytes]]:
     (tmp_path / "password").write_text("secret\n")
     config = {
         "role": "client",
@@ -37,7 +37,7 @@ def running(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         "state_dir": str(tmp_path / "state"),
     }
     (tmp_path / "client.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "device_agents", "--config", str(tmp_path / "client.yaml"), "--every", "1 s"]
+    command = [sys.executable, "-m", "device_agents", "--config", str(tmp_path / "client.yaml"), "--every", every]
     process = children.start(command, tmp_path / "agent.log")
     try:
         yield process
@@ -48,6 +48,12 @@ def running(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.fixture
 def agent(broker: Mosquitto, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     with running(tmp_path, broker.port) as process:
+        yield process
+
+
+@pytest.fixture
+def sleeper(broker: Mosquitto, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with running(tmp_path, broker.port, "5 s") as process:
         yield process
 
 
@@ -88,3 +94,24 @@ def test_vitals_arrive_between_rounds_and_the_agent_leaves_in_order(
     assert heard[STATE][-1]["state"] == "disconnected"
     assert agent.wait(15) == 0
     assert "Traceback" not in (tmp_path / "agent.log").read_text()
+
+
+def spent(pid: int) -> tuple[int, int]:
+    """Return how often the threads of a process have gone to sleep, and its ticks of processor time."""
+    said = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    sleeps = [line.split()[1] for text in said for line in text.splitlines() if line.startswith("voluntary_ctxt")]
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, sleeps)), int(fields[11]) + int(fields[12])
+
+
+def test_an_idle_agent_sleeps_until_it_is_woken(
+    broker: Mosquitto, sleeper: subprocess.Popen[bytes], connect: Callable[..., tuple[Any, Any]]
+) -> None:
+    _, inbox = connect(broker.port, "cloud", (METRICS, 1))
+    inbox.next(Up)
+    inbox.next(Arrived)  # it has begun, and said its vitals once
+    sleeps, ticks = spent(sleeper.pid)
+    inbox.next(Arrived)  # five seconds later
+    slept, ticked = spent(sleeper.pid)
+    assert slept - sleeps < 25  # about eight for the vitals; who looks five times a second has more
+    assert ticked - ticks <= 5  # of 500

@@ -159,7 +159,7 @@ def owed_above(directory: Path, edge: str) -> np.ndarray[Any, Any]:
     (folder,) = [path.parent for path in directory.rglob(f"{edge.replace('/', '+')}.boot")]
     database = sqlite3.connect(f"{(folder / DATABASE).as_uri()}?mode=ro", uri=True)
     try:
-        kept = Kept(database, folder, edge)
+        kept = Kept(database, folder, edge, set())
         layout = TensorArithmetic().layout(unpack_keyframe(kept["chain/key"]).start)
         left = [bytes(kept[key]) for key in kept if key.startswith("edge/left/")]
     finally:

@@ -26,6 +26,7 @@ from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.ops import journal
 from hfl_mqtt.ops.federation import Device, FarmPlan, LocalFederation, RunPlan
 from hfl_mqtt.protocol.blobs import Cut
+from hfl_mqtt.protocol.limits import MAX_CORRUPTED
 from hfl_mqtt.protocol.messages import (
     Decline,
     Message,
@@ -39,7 +40,6 @@ from hfl_mqtt.protocol.messages import (
     Want,
 )
 from hfl_mqtt.protocol.wire import Frame, decode, encode, pack_update
-from hfl_mqtt.rounds.aggregator import MAX_CORRUPTED
 from tests.broker.processes import LIMIT_S, until
 from tests.broker.sites import Person
 
@@ -188,6 +188,11 @@ class Farm(Tree):
             self.note(EDGE, "joined", sender=path)
         self.start_cloud()
 
+    def start_edge(self, farm: str) -> None:
+        """Start an edge that hears all lies: of one that has had enough, tests/attacks tells."""
+        path = f"cloud/{farm}"
+        self._start("edge", path, path, {"until_finished": False, "limits": {"strikes": 1000}})
+
     def begin(self) -> int:
         """Wait until all three train in the next round, and return its number."""
         self.number += 1
@@ -334,7 +339,7 @@ class Played(Person):
             frame = encode(message, "fed1", self.path)
             assert self.say(frame.topic, frame.payload, retain=frame.retain) == "Success"
 
-    def listen(self, wanted: Callable[[Message], object]) -> Message:
+    def wait_for(self, wanted: Callable[[Message], object]) -> Message:
         """Wait for a message."""
         end_s = time.monotonic() + LIMIT_S
         while True:
@@ -348,7 +353,7 @@ class Played(Person):
 
     def call(self, number: int) -> RoundCall:
         """Wait for the call to a round."""
-        one = self.listen(
+        one = self.wait_for(
             lambda said: isinstance(said, RoundCall) and said.round[0] == number and said.phase is Phase.OPEN
         )
         assert isinstance(one, RoundCall)
@@ -356,7 +361,7 @@ class Played(Person):
 
     def receipt(self) -> Receipt:
         """Wait for the word on an update."""
-        one = self.listen(lambda said: isinstance(said, Receipt))
+        one = self.wait_for(lambda said: isinstance(said, Receipt))
         assert isinstance(one, Receipt)
         return one
 
@@ -422,7 +427,7 @@ def test_a_client_that_lies_is_refused_with_the_reason_and_nothing_of_it_counts(
     honest = pack_update(Update(weight=10, payload=good))
     for _ in range(MAX_CORRUPTED):  # a bit may have fallen over on the way: it is asked for again
         liar.send(call, honest, blob="0" * 16)
-        asked = liar.listen(lambda said: isinstance(said, Want | Receipt))
+        asked = liar.wait_for(lambda said: isinstance(said, Want | Receipt))
         assert asked == Want(blob="0" * 16, parts=(0,))
     liar.send(call, honest, blob="0" * 16)
     assert "does not hash to its name" in liar.receipt().reason

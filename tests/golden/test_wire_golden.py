@@ -5,6 +5,7 @@
 
 import json
 import typing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hfl_mqtt.protocol.messages import (
     Control,
     Decline,
     Draw,
+    Identity,
     Info,
     Keyframe,
     KeyPart,
@@ -31,6 +33,8 @@ from hfl_mqtt.protocol.messages import (
     Order,
     Phase,
     Plan,
+    Quarantine,
+    Quarantined,
     Receipt,
     RoundCall,
     State,
@@ -142,6 +146,13 @@ MESSAGES: dict[str, tuple[Message, str]] = {
     "control": (Control(order=Order.PAUSE, run="r1"), "cloud"),
     "assign": (Assign(to="cloud/farm-b/pi-1"), "cloud/farm-a/pi-1"),
     "lease": (Lease(epoch=7012, holder="box-1", for_s=15.0), "cloud/farm-a"),
+    "quarantine": (Quarantine(reason="5 strikes: 'w' holds NaN", for_s=300.0), "cloud/farm-a/pi-07"),
+    "quarantine, who is in it": (Quarantined(children={"cloud/farm-a/pi-07": "flood"}, more=2), "cloud/farm-a"),
+    "identity": (Identity(card="eyJ.c2ln-_"), "cloud/farm-a/pi-07"),
+    "round call, signed": (
+        replace(CALL, model=Manifest(version=12, digest=A, key=8), signature="A-_" * 28 + "AA"),
+        "cloud/farm-a",
+    ),
     "key part": (KeyPart(version=8, blob=B, index=1, count=2, size=300_000, data=b"\x00\xff\x10"), "cloud/farm-a"),
 }
 BLOBS: dict[str, Update | Keyframe] = {

@@ -15,7 +15,7 @@ from hfl_mqtt.errors import (
 
 def test_there_is_one_tree_of_errors() -> None:
     raised = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(raised) == 9
+    assert len(raised) == 10
     assert all(issubclass(kind, HflError) for kind in raised)
 
 

@@ -20,15 +20,19 @@ ALLOWED = {
     "state": "errors files",
     "protocol": "errors registry",
     "transport": "errors registry protocol",
+    "trust": "errors protocol",
     "rounds": "errors protocol",
     "learning": "errors registry files protocol rounds.arithmetic",
-    # `transport.link` is the contract alone: what an account is, no client.
-    "config": "errors registry files protocol learning transport.link",
-    "roles": "errors registry files state protocol transport rounds learning config",
-    "sim": "errors registry files state protocol transport rounds learning config roles",
-    "ops": "errors registry files state protocol transport rounds learning config roles sim",
-    "cli": "errors registry files state protocol transport rounds learning config roles sim ops",
-    "device_agents": "errors registry files state protocol transport rounds learning config roles sim ops cli",
+    # `transport.link` is the contract alone: what an account is, no client; `transport.tls` judges papers on disk.
+    "config": "errors registry files protocol learning transport.link transport.tls",
+    "roles": "errors registry files state protocol transport trust rounds learning config",
+    "sim": "errors registry files state protocol transport trust rounds learning config roles",
+    "ops": "errors registry files state protocol transport trust rounds learning config roles sim",
+    # The one layer that issues certificates, with a library five times as big as all that a board needs for its own.
+    "fleet": "errors registry files state protocol transport trust rounds learning config roles sim ops",
+    "cli": "errors registry files state protocol transport trust rounds learning config roles sim ops fleet",
+    "device_agents": "errors registry files state protocol transport trust rounds learning config roles sim ops fleet "
+    "cli",
 }
 #: The machines decide without I/O, clocks, chance or tensors.
 NOT_IN_ROUNDS = {

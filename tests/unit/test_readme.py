@@ -16,21 +16,36 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line.partition("    #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 #: These run until they are stopped and need brokers; tests/broker runs them as processes.
-LONG = {"cloud", "edge", "client", "demo", "watch", "run"}
+LONG = {"cloud", "edge", "client", "demo", "watch", "run", "fleet", "doctor"}
+#: Their files are made by the commands before them.
+MADE = ("local/", "agent.yaml")
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("hfl ")])
 def test_every_hfl_command_of_the_readme_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)[1:]
-    words = [str(tmp_path / word) if word == "my-brokers" else word for word in words]
     if words[0] in LONG:
         # Its file is right for its role, and its options exist.
-        files = [word for word in words if word.endswith(".yaml")]
-        assert CliRunner().invoke(app, ["check", *files]).exit_code == 0
-        words = [*words[: 2 if words[0] == "run" else 1], "--help"]
+        files = [word for word in words if word.endswith(".yaml") and not word.startswith(MADE)]
+        assert not files or CliRunner().invoke(app, ["check", *files]).exit_code == 0
+        words = [*words[: 2 if words[0] in ("run", "fleet") else 1], "--help"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
+
+
+def test_the_fleet_of_the_readme_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [shlex.split(command) for command in COMMANDS if command.startswith(("hfl fleet init", "hfl fleet "))]
+    made = [
+        [word for word in line if word not in ("&&", "cd")] for line in words if line[2] in ("init", "add", "render")
+    ]
+    for line in made:
+        arguments = line[1:-1] if line[2] == "init" else line[1:]  # `cd orchard` is ours
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        monkeypatch.chdir(tmp_path / "orchard")
+    assert len(list((tmp_path / "orchard" / "bundles").glob("*.tar"))) == 16
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)", README)) - {"where"}))

@@ -28,13 +28,10 @@ from numpy.typing import NDArray
 
 from hfl_mqtt import registry
 from hfl_mqtt.errors import ConfigError, Refused
+from hfl_mqtt.protocol.limits import MAX_CODEC, MAX_STAGES
 
 #: Float tensors with fewer elements pass exactly: nothing is won on them, and biases and scales sit there. Wire format.
 TINY = 16
-#: Codecs in one chain: each costs a receiver a pass, and a stranger may ask for many.
-MAX_STAGES = 8
-#: Characters of a chain's canonical text.
-MAX_TEXT = 120
 
 Bytes = bytes | memoryview
 Scope = Literal["tensor", "model"]
@@ -235,7 +232,7 @@ def parse(text: str) -> Chain:
     """
     parts = text.split("|")
     if len(parts) > MAX_STAGES:
-        raise ConfigError(f"codec {text[:MAX_TEXT]!r}: {len(parts)} codecs in a row, at most {MAX_STAGES}")
+        raise ConfigError(f"codec {text[:MAX_CODEC]!r}: {len(parts)} codecs in a row, at most {MAX_STAGES}")
     try:
         stages = [registry.make("codecs", part) for part in parts]
     except ConfigError as error:
@@ -248,8 +245,8 @@ def parse(text: str) -> Chain:
         if not before.gives_floats:
             raise ConfigError(f"codec {text!r}: {before.name} leaves no floats for {after.name}; drop one of them")
     chain = Chain(arrays, packers)
-    if len(str(chain)) > MAX_TEXT:
-        raise ConfigError(f"codec {text[:MAX_TEXT]!r}: longer than {MAX_TEXT} characters; drop a codec")
+    if len(str(chain)) > MAX_CODEC:
+        raise ConfigError(f"codec {text[:MAX_CODEC]!r}: longer than {MAX_CODEC} characters; drop a codec")
     return chain
 
 

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from hfl_mqtt.errors import ConfigError, Refused
 from hfl_mqtt.learning.codecs.chain import ArrayCodec, Bytes, BytesCodec, Flat, Reader, Whole
+from hfl_mqtt.protocol.limits import MAX_WINDOW
 
-#: The widest window of a frame, what level 19 writes: a frame may ask its reader for more memory than it holds bytes.
-MAX_WINDOW = 1 << 23
 #: Up to so many bytes it is quicker to unpack a frame at once than as a stream.
 AT_ONCE = 1 << 18
 

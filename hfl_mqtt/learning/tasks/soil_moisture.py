@@ -18,8 +18,16 @@ import numpy as np
 from hfl_mqtt.errors import TaskError
 from hfl_mqtt.learning.contracts import Metric, Options, Task
 from hfl_mqtt.learning.keys import KEYS
+from hfl_mqtt.learning.sources.source import TABLE
 from hfl_mqtt.learning.tasks import check_keys
-from hfl_mqtt.learning.tasks.stations import CHANGE_M3_M3, check_station, examples, stations
+from hfl_mqtt.learning.tasks.stations import (
+    CHANGE_M3_M3,
+    Examples,
+    check_station,
+    examples,
+    own_examples,
+    stations,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +38,9 @@ _KEYS = KEYS["soil-moisture"]
 class SoilMoisture(Task):
     """Forecast tomorrow's soil moisture at 5 cm; options: `unseen`, the stations that only the cloud is scored on.
 
-    A client's data is `{station: "03047"}`, the station's WBAN number as text. Inputs have shape (n, features), targets
-    and outputs (n, 1), in units of `CHANGE_M3_M3`. The metric is the RMSE in m3/m3.
+    A client's data is `{station: "03047"}`, the station's WBAN number as text; or its own, from a source with one row a
+    day, whose columns are called as the stations' are: `soil_moisture_5cm`, and what there is of the others. Inputs
+    have shape (n, features), targets and outputs (n, 1), in units of `CHANGE_M3_M3`. The metric is the RMSE in m3/m3.
     """
 
     metric = Metric("rmse", higher_is_better=False, is_root=True)
@@ -68,16 +77,19 @@ class SoilMoisture(Task):
         return nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def train_data(self, data: Options) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the station's examples whose target day is before 1 October; `TaskError` where `data` is wrong."""
-        return _tensors([self._station(data)], later=False)
+        """Return the station's examples whose target day is before 1 October; `TaskError` where `data` is wrong.
+
+        Of a source's rows it is the first three quarters.
+        """
+        return _tensors([self._examples(data, later=False)])
 
     def test_data(self, data: Options) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the station's examples from 1 October on; `TaskError` where `data` is wrong."""
-        return _tensors([self._station(data)], later=True)
+        """Return the station's examples from 1 October on, of a source's rows the last quarter; see `train_data`."""
+        return _tensors([self._examples(data, later=True)])
 
     def central_data(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Return the later days of the `unseen` stations as "unseen"; nothing where there are none."""
-        return {"unseen": _tensors(self.unseen, later=True)} if self.unseen else {}
+        return {"unseen": _tensors([examples(name).later(True) for name in self.unseen])} if self.unseen else {}
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the Huber loss: a cloudburst is fifty times a usual day and would own the squared error of a batch."""
@@ -88,6 +100,12 @@ class SoilMoisture(Task):
     def score(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the squared error in (m3/m3)^2 per example, shape (batch,)."""
         return (output - target).mul(CHANGE_M3_M3).square().squeeze(1)
+
+    def _examples(self, data: Options, *, later: bool) -> Examples:
+        if TABLE in data:
+            check_keys(data, (TABLE,), "data")
+            return own_examples(data[TABLE])[later]
+        return examples(self._station(data)).later(later)
 
     def _station(self, data: Options) -> str:
         check_keys(data, _KEYS.data, "data")
@@ -112,10 +130,9 @@ def persistence(names: Sequence[str]) -> tuple[float, int]:
     return total, count
 
 
-def _tensors(names: Sequence[str], later: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _tensors(parts: Sequence[Examples]) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    parts = [examples(name).later(later) for name in names]
     inputs = np.concatenate([part.inputs for part in parts])
     return torch.from_numpy(inputs), torch.from_numpy(np.concatenate([part.changes for part in parts]))
 

@@ -22,23 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfl_mqtt.errors import TaskError
+from hfl_mqtt.learning.keys import KEYS
+from hfl_mqtt.learning.sources.table import Table
 from hfl_mqtt.registry import known_names
 
 Floats = NDArray[np.float64]
 
 _FILE = "uscrn-daily-2020.csv.gz"
-_COLUMNS = (
-    "soil_moisture_5cm",
-    "precip_mm",
-    "air_temp_avg_c",
-    "air_temp_max_c",
-    "air_temp_min_c",
-    "solar_mj_m2",
-    "rel_humidity_pct",
-    "soil_temp_5cm_c",
-)
+_COLUMNS = KEYS["soil-moisture"].columns
 _FIRST_DAY = date(2020, 1, 1)
 _DAYS = 366
+_DAY_S = 86_400
+#: Ten years: an example costs a regression over all days before it.
+_MOST_DAYS = 3660
 #: Days since 1 January from which on the target day is held out: 1 October.
 LATER_FROM = (date(2020, 10, 1) - _FIRST_DAY).days
 #: An example needs a month of history before it, or the station's own figures mean nothing.
@@ -64,9 +60,9 @@ class Examples:
     changes: NDArray[np.float32]
     days: NDArray[np.int64]
 
-    def later(self, is_later: bool) -> Examples:
-        """Return those whose target day is held out (from 1 October on), or those before."""
-        keep = (self.days >= LATER_FROM) == is_later
+    def later(self, is_later: bool, held_out_from: int = LATER_FROM) -> Examples:
+        """Return those whose target day is held out (by default from 1 October on), or those before."""
+        keep = (self.days >= held_out_from) == is_later
         return Examples(self.inputs[keep], self.changes[keep], self.days[keep])
 
 
@@ -106,6 +102,30 @@ def check_station(name: Any) -> str:
 def examples(name: str) -> Examples:
     """Return every example of a station, by target day; days without today's or tomorrow's moisture give none."""
     return make_examples(stations()[check_station(name)].readings)
+
+
+def own_examples(table: Table) -> tuple[Examples, Examples]:
+    """Return the examples of a table of daily rows: those to train on, and the last quarter of the days, held out.
+
+    Raises:
+        TaskError: there is no moisture in it, or its rows are no days.
+    """
+    moisture = table[_COLUMNS[0]]
+    days = np.floor(table.times / _DAY_S).astype(np.int64)
+    if not len(days) or not np.isfinite(moisture).any():
+        raise TaskError(f"the table has no {_COLUMNS[0]} yet: a forecast starts from the soil moisture of today")
+    if len(np.unique(days)) < len(days):
+        raise TaskError("the table has several rows a day: this task looks at days, set data.every to 1 d")
+    days -= days[0]
+    if days[-1] >= _MOST_DAYS:
+        raise TaskError(f"the table spans {days[-1]} days, at most {_MOST_DAYS}: set data.keep.age")
+    readings = np.full((days[-1] + 1, len(_COLUMNS)), np.nan, dtype=np.float32)
+    for index, name in enumerate(_COLUMNS):
+        if name in table:
+            readings[days, index] = table[name]
+    found = make_examples(readings)
+    held_out_from = int(found.days[len(found.days) * 3 // 4]) if len(found.days) else 0
+    return found.later(False, held_out_from), found.later(True, held_out_from)
 
 
 def make_examples(readings: NDArray[np.float32]) -> Examples:

@@ -62,3 +62,81 @@ def test_a_broker_says_where_it_stands_in_the_file() -> None:
         ("cloud/b", ("farms", 1)),
         ("cloud/b/c", ("farms", 1, "farms", 0)),
     ]
+
+
+def test_what_goes_with_certificates_alone_or_is_too_long_for_one_is_told(tmp_path: Path) -> None:
+    plain = """
+        role: site
+        federation: fed
+        cloud: {viewer_port: 8883}
+    """
+    assert mistakes(tmp_path, plain) == ["3:22 cloud.viewer_port: is a TLS port: say `security: mtls`, or leave it out"]
+    locked = f"""
+        role: site
+        federation: fed
+        security: mtls
+        cloud: {{host: h, port: 8883}}
+        farms:
+          - name: {"a" * 52}
+            devices: [pi-1]
+    """
+    path = f"cloud/{'a' * 52}"
+    assert mistakes(tmp_path, locked) == [
+        "4:1 cloud.viewer_port: 8883 is another listener's port of this broker; give each its own",
+        f"6:11 farms[0].name: {path!r} is longer than 56, its bridge's certificate has no room",
+    ]
+
+
+def test_every_place_listens_where_its_profile_does_unless_it_says_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(
+        "role: site\nfederation: fed\nsecurity: mtls\ncloud: {host: h}\n"
+        "farms: [{name: a, host: h, port: 9884, farms: [{name: b, viewer_port: 9883}]}]\n"
+    )
+    site = load_any(path)
+    assert isinstance(site, Site)
+    assert [(each.place.port, each.place.viewer_port) for each in site.brokers()] == [
+        (8884, 8883),
+        (9884, 8883),
+        (8884, 9883),
+    ]
+    assert [each.place.found_at for each in site.brokers()] == ["h", "h", "b.local"]
+
+
+def test_what_is_said_of_a_device_that_is_not_there_is_told(tmp_path: Path) -> None:
+    text = """
+        role: site
+        federation: fed
+        cloud:
+          devices: [pi-1]
+          data: {pi-2: {station: "03047"}}
+          own_keys: [pi-3]
+    """
+    assert mistakes(tmp_path, text) == [
+        "5:10 cloud.data.pi-2: 'pi-2' is no device of cloud: name it in `devices` too",
+        "6:14 cloud.own_keys[0]: 'pi-3' is no device of cloud: name it in `devices` too",
+    ]
+
+
+def test_sensors_speak_on_topics_of_their_own_and_under_names_of_their_own(tmp_path: Path) -> None:
+    text = """
+        role: site
+        federation: fed
+        cloud:
+          devices: [pi-1]
+          sensor_accounts: [field-1, cloud, viewer]
+    """
+    assert mistakes(tmp_path, text) == [
+        "5:3 cloud.sensor_accounts: have nowhere to write: say in `sensors` which topics are theirs",
+        "5:30 cloud.sensor_accounts[1]: the sensors' account 'cloud' is called like the cloud and would have its rights"
+        "; rename it",
+        "5:37 cloud.sensor_accounts[2]: 'viewer' stands in this site twice; rename one",
+    ]
+    for topic in ("hfl/#", "#", "+/x", "hflb/fed/x", "$SYS/#", "sensors/#/x"):
+        wrong = f"""
+            role: site
+            federation: fed
+            cloud:
+              sensors: ["{topic}"]
+        """
+        assert ["must be topics such as sensors/#" in each for each in mistakes(tmp_path, wrong)] == [True], topic

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import shlex
+import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,9 +16,10 @@ import pytest
 from device_agents.__main__ import _parser
 from hfl_mqtt.config.models import ClientConfig
 from hfl_mqtt.config.roles import load_role
+from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.protocol.messages import Info
 from hfl_mqtt.protocol.wire import decode
-from hfl_mqtt.roles.client import _publish_vitals
+from hfl_mqtt.roles.client import _publish_vitals, make
 from hfl_mqtt.roles.shell import Shell
 from hfl_mqtt.rounds.actions import Counted, Move, Note, Persist, RunOver, Save, Work
 from hfl_mqtt.rounds.client import ClientNode
@@ -58,21 +61,54 @@ def test_help_has_an_example() -> None:
     assert "python -m device_agents --config configs/client.yaml" in agent("--help").stdout
 
 
-def test_the_systemd_unit_starts_the_agent_with_options_that_exist() -> None:
-    unit = (ROOT / "device_agents" / "hfl-client.service").read_text(encoding="utf-8")
-    (line,) = (line for line in unit.splitlines() if line.startswith("ExecStart="))
-    _, m, module, *arguments = shlex.split(line.removeprefix("ExecStart="))
-    assert (m, module) == ("-m", "device_agents")
-    assert _parser().parse_args(arguments).config.name == "client.yaml"
-
-
 def test_the_yaml_of_the_manual_is_a_clients(tmp_path: Path) -> None:
     manual = (ROOT / "device_agents" / "README.md").read_text(encoding="utf-8")
-    path = tmp_path / "client.yaml"
+    path = tmp_path / "agent.yaml"
     path.write_text(manual.partition("```yaml\n")[2].partition("```")[0])
     config = load_role(path, ClientConfig)
     assert config.devices[0].name == "cloud/farm-a/pi-1"
-    assert config.broker.password_file == Path("/etc/hfl-mqtt/password")
+    assert config.may_train is not None
+
+
+def test_the_options_of_the_manual_are_those_of_the_script() -> None:
+    manual = (ROOT / "device_agents" / "README.md").read_text(encoding="utf-8")
+    told = subprocess.run(
+        [ROOT / "device_agents" / "install.sh", "--help"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    named = {word for line in manual.splitlines() if "install.sh" in line for word in re.findall(r" (--[a-z-]+)", line)}
+    assert named
+    assert {option for option in named if f"{option} " not in told and f"{option}\n" not in told} == set()
+
+
+def test_a_file_of_no_role_that_runs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text("role: demo\n")
+    done = agent("--config", str(tmp_path / "demo.yaml"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "an agent is a client, an edge or a cloud" in done.stderr
+
+
+def test_an_edge_is_a_service_too_and_ready_without_a_broker(tmp_path: Path) -> None:
+    (tmp_path / "edge.yaml").write_text(
+        "role: edge\nfederation: fed1\nname: cloud/farm-a\nbroker: {host: 127.0.0.1, port: 1}\nstate_dir: state\n"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        command = [sys.executable, "-m", "device_agents", "--config", str(tmp_path / "edge.yaml"), "--quiet"]
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=ROOT) as process:
+            try:
+                assert manager.recv(100) == b"READY=1\nWATCHDOG=1"
+            finally:
+                process.terminate()
+        assert process.returncode == 0
+
+
+def test_rules_that_nobody_would_keep_are_refused_and_not_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "client.yaml"
+    path.write_text((ROOT / "configs" / "client.yaml").read_text() + "\nmay_train: {mains: true}\n")
+    with pytest.raises(ConfigError, match="python -m device_agents"):
+        make(load_role(path, ClientConfig), lambda _path, _note: None)
 
 
 def test_an_idle_agent_loads_neither_numpy_nor_torch_nor_a_command_line_framework() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agents.vitals import FRESH_S, Vitals, cores, cpu_percent, cpu_ticks, load, memory, temperature
+from device_agents.vitals import FRESH_S, Vitals, battery, cores, cpu_percent, cpu_ticks, load, memory, temperature
 
 #: user nice system idle iowait irq softirq steal guest guest_nice
 STAT = "cpu  {busy} 0 0 {idle} 100 0 0 0 7 7\ncpu0 1 0 0 1 0 0 0 0 0 0\ncpu1 1 0 0 1 0 0 0 0 0 0\nintr 5\n"
@@ -102,3 +102,40 @@ def test_vitals_are_of_the_time_since_the_last_look_and_shared_by_those_who_look
     assert vitals() == {"cpu_percent": 25.0}
     now = FRESH_S
     assert vitals() == {"cpu_percent": 100.0}
+
+
+def put_supply(root: Path, name: str, **files: str) -> None:
+    for file, text in files.items():
+        put(root, f"sys/class/power_supply/{name}/{file}", f"{text}\n")
+
+
+def test_a_board_without_a_battery_says_nothing_of_one(tmp_path: Path) -> None:
+    put_supply(tmp_path, "rpi-usb", type="USB", online="1")
+    put_supply(tmp_path, "hid-mouse", type="Battery", scope="Device", capacity="3", status="Discharging")
+    assert battery(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("plugged", "status", "on_battery"),
+    [("1", "Discharging", 0), ("0", "Charging", 0), ("0", "Full", 0), ("0", "Discharging", 1), ("0", "Unknown", 1)],
+)
+def test_a_board_is_on_battery_where_nothing_feeds_it(
+    tmp_path: Path, plugged: str, status: str, on_battery: int
+) -> None:
+    put_supply(tmp_path, "AC", type="Mains", online=plugged)
+    put_supply(tmp_path, "BAT0", type="Battery", capacity="64", status=status)
+    assert battery(tmp_path) == {"on_battery": on_battery, "battery_percent": 64}
+
+
+def test_of_two_batteries_the_emptier_counts_and_a_gauge_may_be_silent(tmp_path: Path) -> None:
+    put_supply(tmp_path, "BAT0", type="Battery", capacity="64", status="Discharging")
+    put_supply(tmp_path, "BAT1", type="UPS", capacity="31", status="Discharging")
+    put_supply(tmp_path, "BAT2", type="Battery", capacity="400")
+    assert battery(tmp_path) == {"on_battery": 1, "battery_percent": 31}
+    put_supply(tmp_path, "BAT0", capacity="")
+    put_supply(tmp_path, "BAT1", capacity="")
+    assert battery(tmp_path) == {"on_battery": 1}
+
+
+def test_what_only_such_a_board_tells_stands_beside_the_rest(tmp_path: Path) -> None:
+    assert Vitals(tmp_path, own=lambda root: {"undervoltage": int(root == tmp_path)})() == {"undervoltage": 1}

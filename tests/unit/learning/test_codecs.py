@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hfl_mqtt import registry
 from hfl_mqtt.errors import ConfigError, Refused
 from hfl_mqtt.learning.codecs import ArrayCodec, Flat, Raw, Reader, Shuffle, Zstd, parse
-from hfl_mqtt.learning.codecs.chain import MAX_TEXT
 from hfl_mqtt.learning.codecs.exact import AT_ONCE, Frame
+from hfl_mqtt.protocol.limits import MAX_CODEC
 
 #: The same examples every time, and no clock on a busy machine.
 CALM = settings(deadline=None, derandomize=True)
@@ -92,7 +92,7 @@ def test_only_a_chain_of_lossless_codecs_is_lossless() -> None:
     assert parse("raw | zstd").is_lossless
     assert parse("shuffle | zstd").is_lossless
     assert not parse("fp16 | zstd").is_lossless
-    assert len(str(parse("raw"))) < MAX_TEXT
+    assert len(str(parse("raw"))) < MAX_CODEC
 
 
 def test_every_registered_codec_says_what_it_is() -> None:

@@ -29,8 +29,9 @@ from hfl_mqtt.learning.payload import (
     size_limit,
     tensors,
 )
-from hfl_mqtt.learning.tables import MAX_TABLE, fingerprint, varint
+from hfl_mqtt.learning.tables import fingerprint, varint
 from hfl_mqtt.learning.weights import DTYPES, TensorSpec, digest, layout_of
+from hfl_mqtt.protocol.limits import MAX_TABLE
 
 #: The same examples every time, and no clock on a busy machine.
 CALM = settings(deadline=None, derandomize=True)

@@ -10,7 +10,7 @@ from hfl_mqtt.learning import start
 from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.start import Start
 from hfl_mqtt.learning.weights import digest, layout_of
-from hfl_mqtt.protocol.messages import MAX_BLOB
+from hfl_mqtt.protocol.limits import MAX_BLOB
 
 #: 10 float32, an int64 and a boolean: 49 bytes.
 SIZE = 49

@@ -24,7 +24,8 @@ from hfl_mqtt.learning.trainer import (
     Trained,
     Trainer,
 )
-from hfl_mqtt.protocol.messages import MAX_BLOB, Kind, Plan, Tally
+from hfl_mqtt.protocol.limits import MAX_BLOB
+from hfl_mqtt.protocol.messages import Kind, Plan, Tally
 from tests.unit.learning.desks import ONE, PATIENCE_S, TASK, Desk, sent
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "tasks.md"

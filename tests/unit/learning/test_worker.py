@@ -18,7 +18,8 @@ from hfl_mqtt.learning.jobs import ModelBytes, TrainJob
 from hfl_mqtt.learning.start import Start
 from hfl_mqtt.learning.trainer import Evaluated, Failed, Initial, Trained
 from hfl_mqtt.protocol.blobs import digest, next_digest
-from hfl_mqtt.protocol.messages import MAX_BLOB, Kind, Plan
+from hfl_mqtt.protocol.limits import MAX_BLOB
+from hfl_mqtt.protocol.messages import Kind, Plan
 from hfl_mqtt.rounds import ladder
 from hfl_mqtt.rounds.arithmetic import MAX_DELTAS
 from tests.unit.learning.desks import ONE, TASK, Desk, sent

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from hfl_mqtt.config.roles import load_any
 from hfl_mqtt.config.site import Site, bridge_account
 from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.ops.brokers import (
@@ -25,6 +26,7 @@ from hfl_mqtt.ops.brokers import (
 )
 from hfl_mqtt.protocol import topics
 
+PASSWORD = "placeholder"
 EXAMPLE = Path(__file__).resolve().parents[3] / "brokers"
 
 
@@ -55,18 +57,24 @@ def lines_after(text: str, head: str) -> list[str]:
     return lines[start:end]
 
 
+@pytest.mark.parametrize("folder", [EXAMPLE, EXAMPLE / "locked"], ids=["passwords", "locked"])
 class TestTheCommittedExample:
-    def test_is_what_its_site_file_gives_byte_for_byte(self) -> None:
-        example = Site.model_validate(yaml.safe_load((EXAMPLE / "site.yaml").read_text()))
+    def test_is_what_its_site_file_gives_byte_for_byte(self, folder: Path) -> None:
+        example = load_any(folder / "site.yaml")
+        assert isinstance(example, Site)
         files = {file.path: file.content for file in render_example(example)}
-        committed = {str(path.relative_to(EXAMPLE)): path.read_text() for path in EXAMPLE.glob("*/*") if path.is_file()}
+        brokers = {folder / Path(name).parent for name in files}
+        committed = {
+            path.relative_to(folder).as_posix(): path.read_text() for broker in brokers for path in broker.iterdir()
+        }
         assert committed == files
 
-    def test_holds_no_secret_and_no_hash(self) -> None:
-        text = "".join(path.read_text() for path in EXAMPLE.glob("*/*"))
-        assert "remote_password CHANGE-ME" in text
-        assert text.count("remote_password") == text.count("remote_password CHANGE-ME")
-        assert not list(EXAMPLE.rglob("passwd"))
+    def test_holds_no_secret_and_no_hash(self, folder: Path) -> None:
+        texts = [path.read_text() for path in folder.glob("*/mosquitto.conf")]
+        assert len(texts) > 1
+        lines = [line for text in texts for line in text.splitlines() if line.startswith("remote_password")]
+        assert set(lines) <= {"remote_password CHANGE-ME"}
+        assert not [*folder.rglob("passwd"), *folder.rglob("*.key")]
 
 
 class TestConfigurations:
@@ -87,7 +95,8 @@ class TestConfigurations:
     def test_the_bridges_carry_what_topics_says_and_nothing_twice(self) -> None:
         carried = [line for line in rendered(site(), "farm-a/mosquitto.conf").splitlines() if line.startswith("topic ")]
         ways = topics.bridge_control("fed1", "cloud/farm-a") + topics.bridge_data("fed1", "cloud/farm-a")
-        assert carried == [f"topic {pattern} {direction} {qos}" for pattern, direction, qos in ways]
+        echo = f"topic {topics.bridge_echo('fed1', 'cloud/farm-a')}"
+        assert carried == [*(f"topic {pattern} {direction} {qos}" for pattern, direction, qos in ways), echo]
         assert len(set(carried)) == len(carried)
 
     def test_what_comes_in_retained_comes_at_qos_0_and_what_is_addressed_at_qos_1(self) -> None:
@@ -96,6 +105,7 @@ class TestConfigurations:
         assert [line for line in carried if " in " in line] == [
             "topic hfl/fed1/cloud/@/stat/round in 0",
             "topic hfl/fed1/cloud/@/stat/state in 0",
+            "topic hfl/fed1/cloud/@/stat/identity in 0",
             "topic hfl/fed1/cloud/farm-a/@/cmnd/# in 1",
             "topic hflb/fed1/cloud/@/down/# in 0",
             "topic hflb/fed1/cloud/@/key/# in 0",
@@ -109,9 +119,12 @@ class TestConfigurations:
             f"topic {own}/@/stat/state out 1",
             f"topic {own}/@/stat/info out 1",
             f"topic {own}/@/stat/metrics out 1",
+            f"topic {own}/@/stat/identity out 1",
+            f"topic {own}/@/stat/quarantine out 1",
             *(f"topic {pattern} out 1" for pattern in below),
             f"topic {own}/@/tele/# out 1",
             "topic hflb/fed1/cloud/north/farm-a/@/up/# out 1",
+            f"topic doctor/echo out 1 {own}/@/stat/ {own}/@/cmnd/",
         ]
 
     def test_the_metrics_of_devices_cross_only_where_the_site_says_so(self) -> None:
@@ -169,20 +182,98 @@ class TestRights:
         ]
         assert lines_after(acl, "user viewer") == ["topic read hfl/#", "topic read $SYS/#"]
         for path in ("cloud/farm-a", "cloud/farm-a/pi-1"):
-            rights = topics.acl_broadcast("fed1", path)
+            rights = topics.acl_node("fed1", path, has_children=path == "cloud/farm-a")
             assert lines_after(acl, f"user {path}") == [f"topic {access} {pattern}" for access, pattern in rights]
 
     def test_a_bridge_account_cannot_be_taken_for_a_node(self) -> None:
         account = bridge_account("cloud/farm-a")
         assert not topics.is_path(account)
         assert f"user {account}" in rendered(site(), "cloud/acl")
-        assert account not in rendered(site(), "farm-a/acl")
+        assert f"user {account}" not in rendered(site(), "farm-a/acl")
 
-    def test_every_pattern_names_the_account(self) -> None:
-        # One without would hold for the viewer too, who would then pull weights.
-        patterns = [line for line in rendered(site(), "cloud/acl").splitlines() if line.startswith("pattern ")]
-        assert patterns
-        assert all("%u" in line for line in patterns)
+    @pytest.mark.parametrize("broker", ["cloud", "farm-a"])
+    def test_are_each_accounts_own_and_nobodys_by_pattern(self, broker: str) -> None:
+        # A pattern would hold for every account, and give a board what only an aggregator needs.
+        lines = [line for line in rendered(site(), f"{broker}/acl").splitlines() if line and line[0] != "#"]
+        assert {line.partition(" ")[0] for line in lines} == {"user", "topic"}
+        assert lines[0].startswith("user ")
+
+    def test_are_taken_from_who_is_shut_out(self) -> None:
+        one = site()
+        out = {"cloud/farm-a/pi-1", bridge_account("cloud/farm-b")}
+        files = {file.path: file.content for file in render(one, dict.fromkeys(one.accounts(), PASSWORD), shut_out=out)}
+        assert "pi-1" not in files["farm-a/acl"]
+        assert "user cloud/farm-a/pi-2" in files["farm-a/acl"]
+        assert "farm-b" not in files["cloud/acl"]
+
+
+class TestSensors:
+    def one(self, security: str = "passwords") -> Site:
+        farm = {"name": "farm-a", "devices": ["pi-1"], "sensors": ["sensors/#"], "sensor_accounts": ["field-1"]}
+        return site(security=security, farms=[farm, {"name": "farm-b", "devices": ["pi-1"]}])
+
+    @pytest.mark.parametrize("security", ["passwords", "mtls"])
+    def test_write_what_the_devices_of_their_farm_read(self, security: str) -> None:
+        acl = rendered(self.one(security), "farm-a/acl")
+        assert lines_after(acl, "user field-1") == ["topic write sensors/#"]
+        assert lines_after(acl, "user cloud/farm-a/pi-1")[-1] == "topic read sensors/#"
+        assert "sensors" not in "".join(lines_after(acl, "user cloud/farm-a"))
+        for broker in ("cloud", "farm-b"):
+            assert "sensors/#" not in rendered(self.one(security), f"{broker}/acl")
+        assert "sensors/#" not in rendered(self.one(security), "farm-a/mosquitto.conf")
+
+    @pytest.mark.parametrize("security", ["passwords", "mtls"])
+    def test_have_a_password_at_their_own_broker(self, security: str) -> None:
+        assert "\nfield-1:$7$" in rendered(self.one(security), "farm-a/passwd")
+        assert "field-1" not in rendered(self.one(security), "cloud/passwd")
+
+
+class TestCertificates:
+    def conf(self, broker: str, **changes: Any) -> list[str]:
+        return rendered(site(security="mtls", **changes), f"{broker}/mosquitto.conf").splitlines()
+
+    def test_are_asked_of_nodes_and_bridges_and_give_the_account(self) -> None:
+        lines = self.conf("cloud")
+        start = lines.index("listener 8884")
+        assert lines[start + 1 : start + 7] == [
+            "cafile /etc/mosquitto/ca.crt",
+            "certfile /etc/mosquitto/broker.crt",
+            "keyfile /etc/mosquitto/broker.key",
+            "crlfile /etc/mosquitto/crl.pem",
+            "require_certificate true",
+            "use_identity_as_username true",
+        ]
+
+    def test_are_not_asked_of_people_who_have_tls_and_a_password(self) -> None:
+        lines = self.conf("farm-a")
+        start = lines.index("listener 8883")
+        assert [line.partition(" ")[0] for line in lines[start + 1 : start + 4]] == ["cafile", "certfile", "keyfile"]
+        assert "require_certificate true" not in lines[start:]
+        assert rendered(site(security="mtls"), "farm-a/passwd").startswith("viewer:")
+        assert len(rendered(site(security="mtls"), "farm-a/passwd").splitlines()) == 1
+
+    def test_leave_no_listener_without_tls(self) -> None:
+        for line in (lines := self.conf("cloud", cloud={"host": "cloud.example", "websockets_port": 9001})):
+            if line.startswith("listener "):
+                block = lines[lines.index(line) + 1 :][:4]
+                assert any(each.startswith("certfile ") for each in block), line
+
+    def test_of_a_bridge_take_the_place_of_its_password(self) -> None:
+        lines = self.conf("farm-a")
+        assert lines.count("bridge_certfile /etc/mosquitto/bridge.crt") == 2
+        assert lines.count("bridge_keyfile /etc/mosquitto/bridge.key") == 2
+        assert lines.count("bridge_cafile /etc/mosquitto/ca.crt") == 2
+        assert "address cloud.example:8884" in lines
+        assert not any(line.startswith(("remote_username", "remote_password", "bridge_insecure")) for line in lines)
+
+    def test_leave_a_password_to_nobody_but_people(self, tmp_path: Path) -> None:
+        render_to(site(security="mtls"), tmp_path)
+        assert list(yaml.safe_load((tmp_path / "passwords.yaml").read_text())) == ["viewer"]
+        assert [file.name for file in (tmp_path / "secrets").iterdir()] == ["viewer"]
+
+    def test_of_people_nobody_means_no_listener_for_them(self) -> None:
+        listeners = [line for line in self.conf("cloud", viewers=[]) if line.startswith("listener ")]
+        assert listeners == ["listener 8884"]
 
 
 class TestPasswords:

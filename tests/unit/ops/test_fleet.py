@@ -18,6 +18,7 @@ from hfl_mqtt.protocol.messages import (
     Metrics,
     Phase,
     Plan,
+    Quarantined,
     RoundCall,
     State,
     StateName,
@@ -88,12 +89,37 @@ def test_a_script_sees_the_same() -> None:
         "path": "cloud",
         "role": "cloud",
         "state": "ready",
+        "reason": None,
+        "quarantined": {},
         "round": "g2",
         "phase": None,
         "metrics": {"round": "g2", "rmse": None},
         "age_s": 1.5,
         "is_live": False,
     }
+
+
+def test_what_is_wrong_stands_below_the_table_in_the_words_of_whom_it_befell() -> None:
+    fleet = Fleet()
+    heard(fleet, "cloud", Metrics(values={"rmse": 0.5, "refused": 3, "refused_why": "cloud/a: forged"}))
+    heard(fleet, "cloud/a", State(state=StateName.READY, boot=1, reason=f"what cloud calls is not signed{HOSTILE}"))
+    heard(fleet, "cloud/a", Quarantined(children={"cloud/a/pi-1": "a flood"}))
+    text = shown(fleet)
+    assert "refused 3.0" not in text, "it is no score"
+    said = " ".join(text.split())
+    assert "cloud: 3 refused, the last of cloud/a: forged cloud/a: what cloud calls is not signed\\x1b[2J" in said
+    assert "cloud/a: does not hear pi-1: a flood" in said
+    heard(fleet, "cloud/a", State(state=StateName.READY, boot=1), Quarantined())
+    assert "cloud/a:" not in shown(fleet).replace("last of cloud/a:", "")
+
+
+def test_ever_more_troubles_do_not_push_the_table_off_the_screen() -> None:
+    fleet = Fleet()
+    for number in range(20):
+        heard(fleet, f"cloud/a/pi-{number}", State(state=StateName.READY, boot=1, reason="no battery " * 20))
+    told = " ".join(shown(fleet).split())
+    assert told.count(": no battery") == 4
+    assert "... and 16 more" in told
 
 
 def test_what_is_said_now_has_an_age_and_what_the_broker_kept_is_at_least_as_old() -> None:

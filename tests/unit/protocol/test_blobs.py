@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hfl_mqtt.errors import Malformed
 from hfl_mqtt.protocol import blobs
 from hfl_mqtt.protocol.blobs import Ask, Cut, Full, Progress, Reassembler
-from hfl_mqtt.protocol.messages import MAX_BLOB, MAX_PARTS, PART_SIZE, Buffer, KeyPart, ModelPart
+from hfl_mqtt.protocol.limits import MAX_ASK, MAX_BLOB, MAX_PARTS, PART_SIZE
+from hfl_mqtt.protocol.messages import Buffer, KeyPart, ModelPart
 
 TEN = bytes(range(10))
 
@@ -299,7 +300,7 @@ def test_an_announced_part_longer_than_a_packet_is_refused_at_once() -> None:
 def test_every_cut_that_is_announced_is_taken(size: int, part_size: int) -> None:
     cut = Cut.of(bytes(size), part_size)
     box = Reassembler(max_blob=2000, max_total=2000, window=None)
-    assert box.reserve("c", cut.name, size, cut.count, 0.0) == tuple(range(min(cut.count, blobs.MAX_ASK)))
+    assert box.reserve("c", cut.name, size, cut.count, 0.0) == tuple(range(min(cut.count, MAX_ASK)))
 
 
 def test_progress_is_told_in_bytes_of_all_that_is_under_way() -> None:
@@ -455,7 +456,7 @@ def test_whatever_is_lost_doubled_or_overtaken_the_blob_arrives(
                 assert progress.blob == cut.blob
                 assert len(box) == 0
                 return
-            assert len(progress.ask) <= blobs.MAX_ASK
+            assert len(progress.ask) <= MAX_ASK
             under_way += progress.ask
         now += 0.1
     raise AssertionError("the blob never arrived")

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from hfl_mqtt.protocol.limits import MAX_BLOB, MAX_FRAMES
 from hfl_mqtt.protocol.messages import (
-    MAX_BLOB,
-    MAX_FRAMES,
     Announce,
     Decline,
+    Identity,
     Info,
     Keyframe,
     KeyPart,
@@ -81,7 +81,15 @@ def test_a_message_cannot_be_changed() -> None:
         (Plan, {"task": "t", "tiers": [Tier()] * 9}),
         (Manifest, MANIFEST | {"digest": "A" * 16}),
         (Manifest, MANIFEST | {"digest": H + "\n"}),
-        (Manifest, MANIFEST | {"digest": D}),
+        (Manifest, MANIFEST | {"digest": D + "0"}),
+        (Manifest, MANIFEST | {"digest": D[:32]}),
+        (RoundCall, CALL | {"signature": "A" * 85}),
+        (RoundCall, CALL | {"signature": "A" * 85 + "="}),
+        (RoundCall, CALL | {"signature": "A" * 86 + "\n"}),
+        (Identity, {"card": ""}),
+        (Identity, {"card": "a" * 1001}),
+        (Identity, {"card": "a b"}),
+        (Identity, {"card": "a.b\n"}),
         (Manifest, MANIFEST | {"version": -1}),
         (Manifest, MANIFEST | {"key": -1}),
         (Tier, {"codec": ""}),

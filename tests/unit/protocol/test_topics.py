@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol import topics
+from hfl_mqtt.protocol import limits, topics
 from hfl_mqtt.protocol.topics import Channel, Topic
 
 segments = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,15}", fullmatch=True)
@@ -162,15 +162,17 @@ def test_a_viewer_reads_all_json_of_one_federation_and_no_weights() -> None:
     assert not matches(pattern, str(Topic("g", "cloud", Channel.STAT, "metrics")))
 
 
-def may(user: str, access: str, topic: Topic) -> bool:
-    rights = topics.acl_patterns("f") + topics.acl_broadcast("f", user)
-    return any(access in kind and matches(pattern.replace("%u", user), str(topic)) for kind, pattern in rights)
+def may(user: str, access: str, topic: Topic, *, has_children: bool = False) -> bool:
+    rights = topics.acl_node("f", user, has_children=has_children)
+    return any(access in kind and matches(pattern, str(topic)) for kind, pattern in rights)
 
 
 def test_a_device_may_speak_for_itself_and_read_only_its_parent() -> None:
     pi, other, edge = "cloud/a/pi", "cloud/a/pj", "cloud/a"
     assert may(pi, "write", Topic("f", pi, Channel.UP, "0"))
     assert may(pi, "write", Topic("f", pi, Channel.STAT, "state"))
+    assert may(pi, "write", Topic("f", pi, Channel.TELE, "join"))
+    assert may(pi, "read", Topic("f", edge, Channel.STAT, "identity"))
     assert may(pi, "read", Topic("f", edge, Channel.DOWN, "0"))
     assert may(pi, "read", Topic("f", edge, Channel.KEY, "0"))
     assert not may(pi, "read", Topic("f", "cloud", Channel.KEY, "0"))
@@ -183,9 +185,27 @@ def test_a_device_may_speak_for_itself_and_read_only_its_parent() -> None:
     assert not may(pi, "write", Topic("f", pi, Channel.CMND, "receipt"))
 
 
+@pytest.mark.parametrize("channel", [Channel.DOWN, Channel.KEY])
+def test_a_device_offers_no_model_and_has_no_children(channel: Channel) -> None:
+    pi = "cloud/a/pi"
+    assert not may(pi, "write", Topic("f", pi, channel, "0"))
+    assert not may(pi, "write", Topic("f", f"{pi}/x", Channel.CMND, "receipt"))
+    assert not may(pi, "write", Topic("f", pi, Channel.CMND, "control"))
+    assert not may(pi, "read", Topic("f", f"{pi}/x", Channel.STAT, "state"))
+    assert not may(pi, "read", Topic("f", pi, Channel.STAT, "state"))
+
+
+def test_the_cloud_is_asked_in_its_own_name_and_hands_nothing_up() -> None:
+    assert may("cloud", "write", Topic("f", "cloud", Channel.CMND, "control"), has_children=True)
+    assert may("cloud", "read", Topic("f", "cloud", Channel.CMND, "control"), has_children=True)
+    for channel in (Channel.UP, Channel.TELE):
+        assert not may("cloud", "write", Topic("f", "cloud", channel, "0"), has_children=True)
+    assert not may("cloud/a", "write", Topic("f", "cloud/a", Channel.CMND, "control"), has_children=True)
+
+
 def test_an_edge_hears_whether_its_bridge_is_up_and_who_holds_its_lease_and_no_one_elses() -> None:
-    edge, rights = "cloud/a", topics.acl_patterns("f")
-    readable = [pattern.replace("%u", edge) for kind, pattern in rights if "read" in kind]
+    edge = "cloud/a"
+    readable = [pattern for kind, pattern in topics.acl_node("f", edge, has_children=True) if "read" in kind]
     assert any(matches(pattern, topics.bridge_state(edge)) for pattern in readable)
     assert not any(matches(pattern, topics.bridge_state("cloud/b")) for pattern in readable)
     own = [each.topic for each in [*topics.lease_filters("f", edge), *topics.edge_filters(edge)]]
@@ -197,6 +217,28 @@ def test_an_edge_hears_whether_its_bridge_is_up_and_who_holds_its_lease_and_no_o
     assert all(any(matches(pattern, topic) for pattern in readable) for topic in own)
 
 
+@pytest.mark.parametrize("path", ["cloud", "cloud/a", "cloud/a/b"])
+@pytest.mark.parametrize("has_children", [False, True])
+def test_every_node_may_read_what_it_subscribes_to(path: str, has_children: bool) -> None:
+    filters = topics.identity_filters("f", path, has_children=has_children)
+    if topics.parent(path) is not None:
+        filters += topics.participant_filters("f", path)
+    if has_children:
+        filters += topics.aggregator_filters("f", path)
+    readable = [pattern for kind, pattern in topics.acl_node("f", path, has_children=has_children) if "read" in kind]
+    for one in filters:
+        assert any(matches(pattern, one.topic) for pattern in readable), one
+
+
+def test_the_cards_that_a_node_reads_are_its_parents_and_its_childrens() -> None:
+    def read(path: str, *, has_children: bool) -> list[str]:
+        return [one.topic for one in topics.identity_filters("f", path, has_children=has_children)]
+
+    assert read("cloud/a/pi", has_children=False) == ["hfl/f/cloud/a/@/stat/identity"]
+    assert read("cloud/a", has_children=True) == ["hfl/f/cloud/@/stat/identity", "hfl/f/cloud/a/+/@/stat/identity"]
+    assert read("cloud", has_children=True) == ["hfl/f/cloud/+/@/stat/identity"]
+
+
 def test_a_lease_never_crosses_a_bridge() -> None:
     for path in ("cloud/a", "cloud/r/a"):
         carried = [*topics.bridge_control("f", path, device_metrics=True), *topics.bridge_data("f", path)]
@@ -205,14 +247,19 @@ def test_a_lease_never_crosses_a_bridge() -> None:
 
 
 def test_an_edge_hears_its_children_and_commands_them() -> None:
+    def edge_may(access: str, topic: Topic) -> bool:
+        return may("cloud/a", access, topic, has_children=True)
+
     edge, pi = "cloud/a", "cloud/a/pi"
-    assert may(edge, "read", Topic("f", pi, Channel.UP, "0"))
-    assert may(edge, "write", Topic("f", pi, Channel.CMND, "receipt"))
-    assert may(edge, "write", Topic("f", edge, Channel.DOWN, "0"))
-    assert may(edge, "write", Topic("f", edge, Channel.KEY, "0"))
-    assert may(edge, "read", Topic("f", "cloud", Channel.KEY, "0"))
-    assert not may(edge, "read", Topic("f", "cloud/b/pi", Channel.UP, "0"))
-    assert topics.acl_broadcast("f", "cloud") == []
+    assert edge_may("read", Topic("f", pi, Channel.UP, "0"))
+    assert edge_may("read", Topic("f", pi, Channel.STAT, "identity"))
+    assert edge_may("write", Topic("f", pi, Channel.CMND, "receipt"))
+    assert edge_may("write", Topic("f", edge, Channel.DOWN, "0"))
+    assert edge_may("write", Topic("f", edge, Channel.KEY, "0"))
+    assert edge_may("write", Topic("f", edge, Channel.UP, "0"))
+    assert edge_may("read", Topic("f", "cloud", Channel.KEY, "0"))
+    assert not edge_may("read", Topic("f", "cloud/b/pi", Channel.UP, "0"))
+    assert not edge_may("write", Topic("f", pi, Channel.UP, "0"))
 
 
 def carried(way: str, path: str = "cloud/a") -> list[str]:
@@ -230,9 +277,11 @@ def test_a_bridge_carries_what_a_farm_says_of_itself_and_to_the_cloud() -> None:
     edge = "cloud/a"
     assert crosses("out", Topic("f", edge, Channel.UP, "0"))
     assert crosses("out", Topic("f", edge, Channel.TELE, "decline"))
-    assert crosses("out", Topic("f", edge, Channel.STAT, "metrics"))
+    for name in ("metrics", "identity", "quarantine"):
+        assert crosses("out", Topic("f", edge, Channel.STAT, name)), name
     assert crosses("in", Topic("f", edge, Channel.CMND, "receipt"))
     assert crosses("in", Topic("f", "cloud", Channel.STAT, "round"))
+    assert crosses("in", Topic("f", "cloud", Channel.STAT, "identity"))
     assert crosses("in", Topic("f", "cloud", Channel.DOWN, "3p1"))
     assert crosses("in", Topic("f", "cloud", Channel.KEY, "0"))
 
@@ -278,11 +327,11 @@ def test_what_an_edge_offers_its_devices_does_not_leave_the_farm() -> None:
 
 
 def test_a_bridge_has_a_line_for_every_level_that_there_may_be_below_it() -> None:
-    for depth in range(2, topics.MAX_DEPTH + 1):
+    for depth in range(2, limits.MAX_DEPTH + 1):
         path = "/".join(["x"] * depth)
         states = [pattern for pattern in carried("out", path) if pattern.endswith("/stat/state")]
-        assert len(states) == 1 + topics.MAX_DEPTH - depth
-        assert not any(f"/{'+/' * topics.MAX_DEPTH}" in pattern for pattern in states)
+        assert len(states) == 1 + limits.MAX_DEPTH - depth
+        assert not any(f"/{'+/' * limits.MAX_DEPTH}" in pattern for pattern in states)
 
 
 @given(paths.filter(lambda path: path.count("/") >= 1), paths, st.sampled_from(Channel), names)
@@ -300,6 +349,14 @@ def test_what_a_bridge_carries_it_has_the_right_to() -> None:
         for pattern in carried(way):
             # A right covers a wildcard as it covers a level of that name.
             assert any(matches(right, pattern) for right in granted), pattern
+
+
+def test_a_bridge_has_no_right_to_what_it_does_not_carry() -> None:
+    rights = [pattern for _, pattern in topics.acl_bridge("f", "cloud/a")]
+    assert set(rights) - {*carried("out"), *carried("in")} == {"hfl/f/cloud/a/@/cmnd/doctor/echo"}
+    metrics = "hfl/f/cloud/a/+/@/stat/metrics"
+    wanted = [pattern for _, pattern in topics.acl_bridge("f", "cloud/a", device_metrics=True)]
+    assert (metrics in rights, metrics in wanted) == (False, True)
 
 
 def test_a_bridge_may_speak_for_its_own_subtree_alone() -> None:

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from hfl_mqtt.errors import Malformed
 from hfl_mqtt.protocol import wire
+from hfl_mqtt.protocol.limits import MAX_BINARY, MAX_FRAMES, MAX_HEAD, MAX_JSON, MAX_PARTS, PART_SIZE
 from hfl_mqtt.protocol.messages import (
-    MAX_FRAMES,
-    MAX_PARTS,
-    PART_SIZE,
     Announce,
     Decline,
     Draw,
+    Identity,
     Info,
     Keyframe,
     KeyPart,
@@ -97,6 +96,7 @@ CALL = RoundCall(
     boot=5,
     late=Late.NEXT,
     number=6,
+    signature="-_" * 43,
 )
 STATE = State(state=StateName.HALTED, boot=2, reason="the disk is full")
 INFO = Info(
@@ -129,6 +129,7 @@ MESSAGES: list[Message] = [
     ANNOUNCE,
     DECLINE,
     Moving(),
+    Identity(card="eyJ.c2ln-_"),
     UPDATE_PART,
     MODEL_PART,
     KEY_PART,
@@ -370,7 +371,7 @@ def test_the_largest_call_can_be_read_by_a_viewer() -> None:
         boot=2**53,
     )
     frame = encode(call, "f", "cloud")
-    assert len(frame.payload) < wire.MAX_JSON
+    assert len(frame.payload) < MAX_JSON
     assert decode(frame)[0] == call
 
 
@@ -394,7 +395,7 @@ WHOLE: dict[str, Any] = {
 )
 def test_the_largest_part_can_be_read_by_its_receiver(part: Message) -> None:
     frame = encode(part, "f", "cloud")
-    assert len(frame.payload) < wire.MAX_BINARY
+    assert len(frame.payload) < MAX_BINARY
     assert decode(frame)[0] == part
 
 
@@ -540,7 +541,7 @@ def keyframe_of(blob: bytes) -> Keyframe:
 
 
 def test_a_head_larger_than_any_is_not_read_however_long_the_blob_is() -> None:
-    blob = envelope(weight=1, junk=b"x" * wire.MAX_HEAD) + bytes(1_000_000)
+    blob = envelope(weight=1, junk=b"x" * MAX_HEAD) + bytes(1_000_000)
     with pytest.raises(Malformed, match="is not msgpack"):
         wire.unpack_update(blob)
 
@@ -551,7 +552,7 @@ PARTS = {"up": UPDATE_PART, "down": MODEL_PART, "key": KEY_PART}
 @pytest.mark.parametrize("channel", PARTS)
 def test_a_part_longer_than_a_packet_is_refused_unread(channel: str) -> None:
     with pytest.raises(Malformed, match="at most"):
-        decode(Frame(topic=f"hflb/f/cloud/@/{channel}/0", payload=bytes(wire.MAX_BINARY + 1)))
+        decode(Frame(topic=f"hflb/f/cloud/@/{channel}/0", payload=bytes(MAX_BINARY + 1)))
 
 
 @pytest.mark.parametrize("channel", PARTS)
@@ -643,7 +644,7 @@ def test_a_bomb_in_a_blob_is_refused_before_it_takes_memory(kind: str, bomb: byt
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 @pytest.mark.parametrize("channel", PARTS)
 def test_a_bomb_in_a_part_is_refused_before_it_takes_memory(channel: str, bomb: bytes) -> None:
-    payload = (b"\x82\xa1v\x01\xa1x" + bomb)[: wire.MAX_BINARY]
+    payload = (b"\x82\xa1v\x01\xa1x" + bomb)[: MAX_BINARY]
 
     def refused() -> None:
         with pytest.raises(Malformed):

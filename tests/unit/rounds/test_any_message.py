@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.start import of_weights
+from hfl_mqtt.protocol.limits import MAX_WEIGHT
 from hfl_mqtt.protocol.messages import (
     AUTO,
-    MAX_WEIGHT,
     Announce,
     Decline,
     Draw,
+    Identity,
     KeyPart,
     Kind,
     Metrics,
@@ -45,6 +46,8 @@ from hfl_mqtt.rounds.client import ClientNode
 from hfl_mqtt.rounds.cloud import CloudNode, Schedule
 from hfl_mqtt.rounds.edge import EdgeNode
 from hfl_mqtt.rounds.node import Node
+from hfl_mqtt.rounds.signing import Signer, signed
+from hfl_mqtt.sim.papers import Papers
 from tests.unit.rounds.trees import (
     CODEC,
     MATH,
@@ -89,10 +92,14 @@ STRAY = RoundCall(
     model=MODEL,
 )
 
-NODES: list[Callable[[], Node]] = [
-    lambda: ClientNode(path=EDGE, boot=1, info=info()),
-    lambda: EdgeNode(path=EDGE, boot=1, info=info("edge"), arithmetic=MATH),
-    lambda: CloudNode(
+PAPERS = Papers(0)
+#: Whose signatures some of what is said carries, right or wrong.
+SIGNERS = [PAPERS.identity(path) for path in ("cloud", EDGE, PI)]
+
+NODES: list[Callable[[Signer | None], Node]] = [
+    lambda signer: ClientNode(path=EDGE, boot=1, info=info(), signer=signer),
+    lambda signer: EdgeNode(path=EDGE, boot=1, info=info("edge"), arithmetic=MATH, signer=signer),
+    lambda signer: CloudNode(
         path="cloud",
         boot=1,
         info=info("cloud"),
@@ -100,8 +107,19 @@ NODES: list[Callable[[], Node]] = [
         schedule=Schedule(run="r", rounds=2, plan=PLAN, tier=quick(), is_scored=True),
         weights=weights(0.0),
         start=of_weights(weights(0.0)),
+        signer=signer,
     ),
 ]
+
+
+def introduced(make: Callable[[Signer | None], Node]) -> Node:
+    """A node that signs, and has heard the cards of all."""
+    path = make(None).path
+    node = make(PAPERS.identity(path))
+    for signer in SIGNERS:
+        node.handle(Received(message=Identity(card=signer.card), sender=signer.path), 0.0)
+    return node
+
 
 tallies = st.dictionaries(
     st.sampled_from(["loss", "event", "version", "rmse"]),
@@ -133,6 +151,7 @@ calls = st.builds(
     unasked=st.sampled_from([1, 2**20]),
     boot=st.integers(1, 2),
 )
+signed_calls = st.builds(signed, st.sampled_from(SIGNERS), calls)
 others = st.one_of(
     st.builds(State, state=st.sampled_from(StateName), boot=st.integers(0, 2)),
     st.builds(Want, blob=digests, parts=indices),
@@ -173,7 +192,8 @@ others = st.one_of(
         data=st.binary(min_size=1, max_size=9),
     ),
     st.sampled_from(PARTS),
-    st.sampled_from([info(), Metrics(values={}), Moving()]),
+    st.sampled_from([info(), Metrics(values={}), Moving(), Identity(card="junk")]),
+    st.sampled_from([Identity(card=signer.card) for signer in SIGNERS]),
 )
 
 
@@ -189,13 +209,14 @@ def answers(draw: st.DrawFn, call: RoundCall) -> Any:
         draw(st.sampled_from([0, 1, MAX_WEIGHT])),
         tallies=draw(tallies),
         part_size=draw(st.sampled_from([50, 1000])),
+        signer=draw(st.sampled_from([None, *SIGNERS])),
     )
     return draw(st.sampled_from(parts))
 
 
 def events(opened: RoundCall, works: list[Work]) -> st.SearchStrategy[Event]:
     """What may happen to a node that has called `opened` and asked for `works`."""
-    messages = st.one_of(others, others, calls, answers(opened), answers(opened))
+    messages = st.one_of(others, others, calls, signed_calls, answers(opened), answers(opened))
     senders = st.sampled_from(["cloud", "cloud", EDGE, PI, PJ, "stranger"])
     ids = st.sampled_from([work.work_id for work in works] or ["r/v0"])
     result = st.builds(Contribution, payload=st.sampled_from([b"", b"x"]), weight=st.integers(0, 1), tallies=tallies)
@@ -213,7 +234,8 @@ def events(opened: RoundCall, works: list[Work]) -> st.SearchStrategy[Event]:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data())
 def test_whatever_is_said_a_node_neither_raises_nor_ticks_for_ever(data: st.DataObject) -> None:
-    node = data.draw(st.sampled_from(NODES))()
+    make = data.draw(st.sampled_from(NODES))
+    node = introduced(make) if data.draw(st.booleans()) else make(None)
     now, opened = 100.0, STRAY
     works: list[Work] = []
     actions: list[Action] = [*node.start(now), *node.handle(Connected(), now)]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfl_mqtt.learning.contracts import Weights
+from hfl_mqtt.protocol.limits import MAX_HEAD
 from hfl_mqtt.protocol.messages import KeyPart, ModelPart, WantModel
-from hfl_mqtt.protocol.wire import MAX_HEAD
 from hfl_mqtt.rounds.actions import Action, Fetch
 from hfl_mqtt.rounds.following import Following
 from hfl_mqtt.rounds.offer import Offer

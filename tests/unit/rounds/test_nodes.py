@@ -10,7 +10,6 @@ from hfl_mqtt.errors import Misuse
 from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.start import of_weights
 from hfl_mqtt.protocol.messages import (
-    MAX_WEIGHT,
     Decline,
     Draw,
     KeyPart,
@@ -518,19 +517,6 @@ def test_a_codec_that_an_edge_does_not_know_is_declined_before_anybody_works(fie
 def test_a_round_deeper_than_any_tree_is_declined() -> None:
     _, actions = called_edge(round=(1,) * 8)
     assert reason_of(actions) == "a tree has at most 8 tiers"
-
-
-def test_samples_that_do_not_fit_an_update_are_declined() -> None:
-    node, opened = opened_edge(plan=Plan(task="t", tiers=(quick(rounds=2, quorum=1),)))
-    node.handle(Received(message=READY, sender=PJ), 0.0)
-    (part,) = update_parts(opened, weights(0.0), MAX_WEIGHT)
-    node.handle(Received(message=part, sender=PI), 1.0)
-    (second,) = said(node.tick(4.0), RoundCall)[-1:]
-    assert second.round == (1, 2)
-    (part,) = update_parts(second, weights(0.0), MAX_WEIGHT)
-    node.handle(Received(message=part, sender=PJ), 5.0)
-    (decline,) = said(node.tick(8.0), Decline)
-    assert str(2 * MAX_WEIGHT) in decline.reason
 
 
 def test_an_edge_has_no_trainer() -> None:

@@ -12,7 +12,7 @@ from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.start import of_weights
 from hfl_mqtt.learning.weights import difference
 from hfl_mqtt.protocol import wire
-from hfl_mqtt.protocol.blobs import Cut
+from hfl_mqtt.protocol.blobs import Cut, in_memory
 from hfl_mqtt.protocol.messages import (
     Info,
     Keyframe,
@@ -46,6 +46,7 @@ from hfl_mqtt.rounds.actions import (
 from hfl_mqtt.rounds.client import ClientNode
 from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.rounds.offer import Offer
+from hfl_mqtt.rounds.signing import Signer, update_seal
 
 MATH = TensorArithmetic()
 CODEC = "raw | zstd"
@@ -74,9 +75,9 @@ def keyframe(model: Weights, *, run: str = "r") -> Keyframe:
     return Keyframe(run=run, version=0, digest=MATH.start_digest(start), size=size, start=start)
 
 
-def offered(model: Weights, *steps: Weights, run: str = "r", codec: str = CODEC) -> Offer:
+def offered(model: Weights, *steps: Weights, run: str = "r", codec: str = CODEC, signer: Signer | None = None) -> Offer:
     """Return a model as its aggregator offers it: where it began, and what came since."""
-    offer = Offer(keyframe(model, run=run))
+    offer = Offer(keyframe(model, run=run), signer=signer)
     for seed, step in enumerate(steps):
         offer.push(MATH.encode(step, codec, seed))
     return offer
@@ -107,9 +108,10 @@ def update_parts(
     *,
     tallies: dict[str, Tally] | None = None,
     part_size: int = 256 * 1024,
+    signer: Signer | None = None,
     **other: Any,
 ) -> list[UpdatePart]:
-    """Return an update as a child sends it; `other` are further fields of it."""
+    """Return an update as a child sends it, sealed where it has a signer; `other` are further fields of it."""
     if isinstance(delta, bytes):
         payload = delta
     elif call.plan.kind is Kind.EVALUATE:
@@ -117,12 +119,13 @@ def update_parts(
     else:
         payload = MATH.encode(delta, call.codec, 0)
     update = Update(weight=weight, payload=payload, tallies=tallies or {}, **other)
-    cut = Cut.of(wire.pack_update(update), part_size)
+    seal = update_seal(signer, call.run, call.round, call.model.base)
+    cut = Cut.kept([wire.pack_update(update)], in_memory, part_size, seal=seal)
     return [
         UpdatePart(
             run=call.run,
             round=call.round,
-            base=call.model.digest,
+            base=call.model.base,
             blob=cut.name,
             index=index,
             count=cut.count,

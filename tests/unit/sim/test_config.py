@@ -32,6 +32,8 @@ def test_what_is_said_becomes_the_plan(tmp_path: Path) -> None:
         "cloud/farm-2": ["pi-1"],
     }
     assert [tier.rounds for tier in config.to_tiers()] == [4, 1]
+    assert not config.to_setting().signed
+    assert load(tmp_path, "signed: true\n").to_setting().signed
     assert config.to_faults() == (
         Fault(who="cloud/farm-1", what=What.KILL, at_s=5.0, lasts_s=60.0, moment=Moment.AFTER_COMMIT),
         Fault(who="cloud/*/pi-1", what=What.NOISE, at_s=0.0, lasts_s=10.0, loss=0.2),

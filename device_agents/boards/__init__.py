@@ -1,13 +1,16 @@
-"""Which board this is, in the words that a node says of itself at birth."""
+"""Which board this is, in the words that a node says of itself at birth, and what only such a board tells."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from device_agents.vitals import ROOT, cores
+from device_agents.boards import jetson, raspberry_pi
+from device_agents.reading import ROOT, Values, line
+from device_agents.vitals import cores
 
 
 class Kind(Enum):
@@ -16,6 +19,14 @@ class Kind(Enum):
     RASPBERRY_PI = "raspberry_pi"
     JETSON = "jetson"
     GENERIC = "generic"
+
+
+#: Vitals that only a board of this kind has; a generic one has those that every Linux tells.
+VITALS: Mapping[Kind, Callable[[Path], Values]] = {
+    Kind.RASPBERRY_PI: raspberry_pi.vitals,
+    Kind.JETSON: jetson.vitals,
+    Kind.GENERIC: lambda _root: {},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +48,11 @@ class Board:
         count = f"{self.cores} core{'s' if self.cores != 1 else ''}"
         return ", ".join(part for part in (self.model, self.machine, count) if part)
 
+    @property
+    def vitals(self) -> Callable[[Path], Values]:
+        """What reads the vitals that only such a board has, given what stands for `/`."""
+        return VITALS[self.kind]
+
 
 def detect(root: Path = ROOT, machine: str | None = None) -> Board:
     """Look at the device tree, at NVIDIA's release file, and on a PC at what its BIOS says.
@@ -45,7 +61,7 @@ def detect(root: Path = ROOT, machine: str | None = None) -> Board:
         root: stands for `/`.
         machine: the processor's architecture; by default that of this machine.
     """
-    model = _line(root / "proc/device-tree/model") or _line(root / "sys/class/dmi/id/product_name")
+    model = line(root / "proc/device-tree/model") or line(root / "sys/class/dmi/id/product_name")
     kind = Kind.GENERIC
     if model.startswith("Raspberry Pi"):
         kind = Kind.RASPBERRY_PI
@@ -53,12 +69,3 @@ def detect(root: Path = ROOT, machine: str | None = None) -> Board:
         kind = Kind.JETSON
         model = model or "NVIDIA Jetson"
     return Board(kind=kind, model=model, machine=machine or platform.machine(), cores=cores(root))
-
-
-def _line(path: Path) -> str:
-    """Return a short text without what cannot be printed, such as the zero byte that ends a device tree's."""
-    try:
-        text = path.read_text(errors="replace")[:200]
-    except OSError:
-        return ""
-    return "".join(letter for letter in text if letter.isprintable()).strip()

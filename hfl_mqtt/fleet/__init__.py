@@ -1,0 +1,1 @@
+"""The operator's side of a fleet: its papers, what its machines are given, and how it stands."""

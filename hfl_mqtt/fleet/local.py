@@ -1,0 +1,244 @@
+"""`hfl fleet up`: the whole rendered fleet on this machine, brokers, edges and devices, until Ctrl-C.
+
+What runs is what was rendered, unpacked from the bundles; hosts, ports and folders are this machine's, and the devices
+of a farm share a process, each with its own key and account. The cloud's own program is for you to start, with the
+command that is printed: it ends when its run is over.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hfl_mqtt.config.site import Farm, Place, Site, node_folder
+from hfl_mqtt.errors import ConfigError
+from hfl_mqtt.fleet import agents, bundle
+from hfl_mqtt.fleet.private import write_private
+from hfl_mqtt.fleet.render import Plan, plan
+from hfl_mqtt.fleet.sitefile import Home
+from hfl_mqtt.ops import brokers, children, signals
+from hfl_mqtt.ops.brokers import BRIDGE_FILES, BROKER_FILES, CA_FILE, CRL_FILE, Layout
+from hfl_mqtt.ops.mosquitto import Mosquitto, free_ports
+
+HOST = "127.0.0.1"
+LEAVE_S = 20.0
+#: In place of a device's name: all of a farm, which share a process here.
+_DEVICES = "_devices"
+_LISTENERS = ("port", "viewer_port", "websockets_port")
+
+
+def at_home(site: Site, ports: Iterator[int]) -> Site:
+    """Return the site as it is when all of it is on this machine, with these ports."""
+    cloud_port = 0
+
+    def moved(place: Place, above_port: int) -> Place:
+        nonlocal cloud_port
+        changes: dict[str, object] = {"host": HOST, "bind": HOST}
+        changes |= {key: next(ports) for key in _LISTENERS if getattr(place, key) is not None}
+        own_port = int(str(changes["port"]))
+        if isinstance(place, Farm):
+            changes |= {"uplink": f"{HOST}:{above_port}", "farms": tuple(moved(each, own_port) for each in place.farms)}
+        else:
+            cloud_port = own_port
+        return place.model_copy(update=changes)
+
+    cloud = moved(site.cloud, 0)
+    return site.model_copy(update={"cloud": cloud, "farms": tuple(moved(farm, cloud_port) for farm in site.farms)})
+
+
+def count_ports(site: Site) -> int:
+    """Return how many ports `at_home` takes."""
+    return sum(getattr(broker.place, key) is not None for broker in site.brokers() for key in _LISTENERS)
+
+
+class LocalFleet:
+    """The brokers, edges and devices of a fleet as our children, in its folder `local`.
+
+    Args:
+        home: the fleet's folder, rendered.
+        first_port: brokers listen on this port and those after it; without it, on free ones.
+
+    Raises:
+        ConfigError: the folder is not as the site file says.
+    """
+
+    def __init__(self, home: Home, *, first_port: int | None = None) -> None:
+        made = plan(home)
+        _check_rendered(made)
+        count = count_ports(made.site)
+        ports = free_ports(count, HOST) if first_port is None else range(first_port, first_port + count)
+        self._home, self._plan = home, made
+        self.site = at_home(made.site, iter(ports))
+        self.folder = home.local
+        self.brokers: dict[str, Mosquitto] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def write(self) -> None:
+        """Write what everything here runs on; what nodes and brokers have kept from the last time stays."""
+        passwords = brokers.read_passwords(self.site, self._home.folder)
+        out = self.folder / "brokers"
+        brokers.write_to(out, brokers.render(self.site, passwords, Layout.beside(out)))
+        for broker in self.site.brokers():
+            (out / broker.directory / "data").mkdir(mode=0o700, exist_ok=True)
+            if self.site.has_certificates:
+                names = [CA_FILE, CRL_FILE, *BROKER_FILES, *(BRIDGE_FILES if broker.above else ())]
+                for name in names:
+                    shutil.copy2(self._home.broker(broker.directory) / name, out / broker.directory / name)
+            self.brokers[broker.path] = Mosquitto(out / broker.directory / "mosquitto.conf", broker.place.port)
+            for path in broker.nodes:
+                if path in self._plan.bundled:
+                    bundle.unpack_to(self._home.bundle(path), self.config(path).parent)
+                    self._write_config(path, agents.document(self.site, broker, path, state_dir="state"))
+            if devices := [path for path in broker.devices if path in self.nodes("client")]:
+                document = agents.together(self.site, broker, devices, state_dir="state")
+                self._write_config(f"{broker.path}/{_DEVICES}", document)
+
+    def _write_config(self, path: str, document: Mapping[str, Any]) -> None:
+        self.config(path).parent.mkdir(mode=0o700, exist_ok=True)
+        self.config(path).write_text(agents.text(document), encoding="utf-8")
+
+    def config(self, path: str) -> Path:
+        """Return the YAML with which a node runs here."""
+        return self.folder / node_folder(path) / agents.AGENT_FILE
+
+    def nodes(self, role: str) -> list[str]:
+        """Return the nodes of a role that can run here: those with a bundle that holds their key."""
+        return [
+            path
+            for broker in self.site.brokers()
+            for path in broker.nodes
+            if path in self._plan.bundled
+            and agents.role_of(broker, path) == role
+            and (not self.site.has_certificates or (self.config(path).parent / agents.KEY_FILE).exists())
+        ]
+
+    def watching(self) -> str:
+        """Return the command that shows the fleet, or nothing where nobody may look."""
+        if not self.site.viewers:
+            return ""
+        viewer, place = self.site.viewers[0], self.site.cloud
+        words = f"hfl watch --federation {self.site.federation} --host {HOST} --user {viewer}"
+        words += f" --password-file {brokers.secret_path(self._home.folder, viewer)}"
+        if not self.site.has_certificates:
+            return f"{words} --port {place.port}"
+        return f"{words} --port {place.viewer_port} --ca {self.folder / 'brokers' / place.name / CA_FILE}"
+
+    def start(self) -> None:
+        """Start the brokers, then the edges, then the devices.
+
+        Raises:
+            BrokerError: a broker does not start.
+        """
+        for mosquitto in self.brokers.values():
+            mosquitto.start()
+        edges, devices = self.nodes("edge"), self.nodes("client")
+        for path in edges:
+            self._start("edge", path)
+        for broker in self.site.brokers():
+            if any(path in devices for path in broker.devices):
+                self._start("client", f"{broker.path}/{_DEVICES}")
+
+    def _start(self, role: str, path: str) -> None:
+        command = [sys.executable, "-m", "hfl_mqtt.cli", role, "--config", str(self.config(path)), "--quiet"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.processes[path] = children.start(command, self.log_path(path), environment)
+
+    def follow(self) -> list[str]:
+        """Bring what has been rendered since to those that run, where it says who is revoked; return who was told.
+
+        On other machines somebody carries these files there and reloads Mosquitto; nodes look at theirs by themselves.
+        """
+        told = []
+        for broker in self.site.brokers():
+            source, target = self._home.broker(broker.directory), self.folder / "brokers" / broker.directory
+            names = ["acl", *([CRL_FILE] if self.site.has_certificates else [])]
+            changed = [name for name in names if _differs(source / name, target / name)]
+            for name in changed:
+                # At once and whole: with half a list Mosquitto would let everybody in.
+                write_private(target / name, (source / name).read_bytes())
+            if changed:
+                self.brokers[broker.path].reload()
+                told.append(f"the broker of {broker.path}")
+            for path in broker.nodes:
+                lists = [folder / agents.REVOKED_FILE for folder in (self._home.node(path), self.config(path).parent)]
+                if all(each.exists() for each in lists) and _differs(*lists):
+                    write_private(lists[1], lists[0].read_bytes())
+        return told
+
+    def log_path(self, path: str) -> Path:
+        """Return what a node prints to."""
+        return self.config(path).parent / "log"
+
+    def stop(self) -> None:
+        """End everything, the devices first. Idempotent."""
+        names = sorted(self.processes, key=lambda path: -path.count("/"))
+        children.stop([self.processes[name] for name in names], LEAVE_S)
+        for broker in self.brokers.values():
+            broker.stop()
+
+
+@contextmanager
+def running(home: Home, *, first_port: int | None = None) -> Iterator[LocalFleet]:
+    """Run a fleet for as long as the block; signals unwind it and leave nothing running."""
+    with signals.as_interrupt():
+        fleet = LocalFleet(home, first_port=first_port)
+        try:
+            with signals.held_back():
+                fleet.write()
+                fleet.start()
+            yield fleet
+        finally:
+            signals.ignore()
+            fleet.stop()
+
+
+def up(home: Home, say: Callable[[str], None], *, first_port: int | None = None) -> None:
+    """Run a fleet until Ctrl-C or SIGTERM, and tell of every process that ends.
+
+    Raises:
+        ConfigError: the folder is not as the site file says.
+        BrokerError: a broker does not start.
+        KeyboardInterrupt: a signal came, and everything was ended.
+    """
+    began_s = time.monotonic()
+    with running(home, first_port=first_port) as fleet:
+        ports = ", ".join(f"{broker.path} {broker.place.port}" for broker in fleet.site.brokers())
+        say(f"Brokers on {HOST}: {ports}")
+        counts = f"{len(fleet.brokers)} brokers, {len(fleet.nodes('edge'))} edges, {len(fleet.nodes('client'))} devices"
+        say(f"Up: {counts}, in {time.monotonic() - began_s:.1f} s. Logs and settings: {fleet.folder}")
+        say(f"Train: hfl cloud --config {fleet.config(fleet.site.cloud.name)}")
+        if watching := fleet.watching():
+            say(f"Watch: {watching}")
+        say("Ctrl-C ends it all.")
+        told: set[str] = set()
+        while True:
+            time.sleep(0.5)  # nothing tells of a child's end, or of another rendering, but looking
+            if reloaded := fleet.follow():
+                say(f"Rights have changed: {', '.join(reloaded)} read them again.")
+            for path, process in fleet.processes.items():
+                status = process.poll()
+                if status is not None and path not in told:
+                    told.add(path)
+                    say(f"{path} {children.end_of(status)}; the others go on.{children.log_tail(fleet.log_path(path))}")
+
+
+def _differs(one: Path, other: Path) -> bool:
+    return one.read_bytes() != other.read_bytes()
+
+
+def _check_rendered(made: Plan) -> None:
+    missing = [change.path for change in made.changes]
+    missing += [f"papers of {one.subject}" for one in made.to_issue]
+    missing += [f"the bundle of {path}" for path in made.bundled if not made.home.bundle(path).exists()]
+    if missing:
+        raise ConfigError(
+            f"{made.home.folder}: not as {made.home.site_file.name} says ({missing[0]}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}); first: hfl fleet render"
+        )

@@ -1,0 +1,267 @@
+"""The folder of a fleet: its site file, which keeps the comments people wrote, and where everything else lies.
+
+site.yaml      the brokers, nodes and people; `hfl fleet add` edits it, and so may you
+authority/     the keys that everything is signed with: keep them apart
+brokers/       by broker, what Mosquitto runs on
+nodes/         by node, what stands in its bundle; its keys are kept here
+bundles/       by node, one tar to carry to its board
+local/         what `hfl fleet up` runs on, made anew each time
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from hfl_mqtt import files
+from hfl_mqtt.config.roles import load_role
+from hfl_mqtt.config.site import Site, node_folder
+from hfl_mqtt.config.wording import quoted
+from hfl_mqtt.errors import ConfigError
+
+SITE_FILE = "site.yaml"
+#: The task whose data comes with the package: each new device is given a station of its own, so that a fleet learns.
+EXAMPLE_TASK = "soil-moisture"
+
+#: What every reader of YAML takes for text.
+_PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|null)\Z)[A-Za-z/~][\w./\-]*|\d+(\.\d+){3}", re.IGNORECASE)
+_NEW = """\
+# The brokers, nodes and people of one federation. Edit it as you like, then: hfl fleet render
+role: site
+federation: {name}
+# mtls: TLS, and a certificate for every node, bridge and broker. passwords: for labs, MQTT in the clear.
+security: {security}
+
+cloud:
+  # Where the farms and the cloud's own program find its broker.
+  host: {cloud_host}
+
+# Each with its own broker, its edge and its devices; see brokers/README.md for all that may stand here.
+farms: []
+
+# Accounts for people: they read all JSON on every broker, and no weights.
+viewers: [viewer]
+
+# What stands in the YAML of the agents and cannot be told from the above; see configs/.
+agents:
+  task: {{name: {task}}}
+  cloud:
+    rounds: 5
+    plan: {{learning_rate: 0.05, momentum: 0.9}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folder of a fleet."""
+
+    folder: Path
+
+    @property
+    def site_file(self) -> Path:
+        """What the fleet is."""
+        return self.folder / SITE_FILE
+
+    def load(self) -> Site:
+        """Read the site file.
+
+        Raises:
+            ConfigError: there is none, or it has mistakes.
+        """
+        if not self.site_file.exists():
+            raise ConfigError(
+                f"{self.site_file}: no such file; begin with `hfl fleet init NAME`, then go there or give --dir"
+            )
+        return load_role(self.site_file, Site)
+
+    def authority(self, site: Site) -> Path:
+        """Return the folder of the keys that everything is signed with."""
+        return self.folder / Path(site.authority).expanduser()
+
+    def node(self, path: str) -> Path:
+        """Return the folder of what stands in a node's bundle."""
+        return self.folder / "nodes" / node_folder(path)
+
+    def bundle(self, path: str) -> Path:
+        """Return a node's tar."""
+        return self.folder / "bundles" / f"{node_folder(path)}.tar"
+
+    def broker(self, directory: str) -> Path:
+        """Return the folder of what a broker runs on."""
+        return self.folder / "brokers" / directory
+
+    @property
+    def local(self) -> Path:
+        """The folder of what runs on this machine; see `local`."""
+        return self.folder / "local"
+
+
+def create(
+    folder: Path, name: str, *, cloud_host: str, security: str, task: str = EXAMPLE_TASK, authority: str | None = None
+) -> Home:
+    """Write a site file without farms.
+
+    Raises:
+        ConfigError: there is one already, or a name in it cannot be one.
+    """
+    home = Home(folder)
+    if home.site_file.exists():
+        raise ConfigError(f"{home.site_file} is there already: add to it with `hfl fleet add`, or choose another --dir")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    text = _NEW.format(name=_scalar(name), security=security, cloud_host=_scalar(cloud_host), task=_scalar(task))
+    if authority is not None:
+        text += f"# The folder of the keys that everything is signed with.\nauthority: {_scalar(authority)}\n"
+    _replace(home, text)
+    return home
+
+
+def add_farm(home: Home, name: str, *, host: str | None = None, devices: list[str]) -> str:
+    """Add a broker below the cloud's, or below another farm's where `name` is a path; return its node's path.
+
+    Raises:
+        ConfigError: it is there already, what is above it is not, or a name cannot be one.
+    """
+    document = _read(home)
+    above, _, own = name.removeprefix(f"{_cloud(document)}/").rpartition("/")
+    place = _place(home, document, above) if above else document
+    farms = place.setdefault("farms", CommentedSeq())
+    if not farms:  # `farms: []` is written on one line: what is added to it shall not be
+        farms.fa.set_block_style()
+    if any(farm.get("name") == own for farm in farms):
+        raise ConfigError(f"{home.site_file} has a farm {name!r} already; `hfl fleet add device` adds to it")
+    farm = CommentedMap(name=own)
+    if host is not None:
+        farm["host"] = host
+    farms.append(farm)
+    _add_devices(document, farm, devices)
+    _replace(home, _text(document))
+    return "/".join([_cloud(document), *([above] if above else []), own])
+
+
+def add_device(home: Home, name: str, *, farm: str, keeps_key: bool = False) -> str:
+    """Add a device to a farm; return its path. One that keeps its own key is given papers when it asks.
+
+    Raises:
+        ConfigError: the farm is not there, the device is, or the name cannot be one.
+    """
+    document = _read(home)
+    below = farm.removeprefix(f"{_cloud(document)}/")
+    place = document["cloud"] if farm == _cloud(document) else _place(home, document, below)
+    if name in place.get("devices", ()):
+        raise ConfigError(f"{home.site_file}: {farm} has a device {name!r} already; choose another name")
+    _add_devices(document, place, [name])
+    if keeps_key:
+        kept = place.setdefault("own_keys", CommentedSeq())
+        kept.fa.set_flow_style()
+        kept.append(name)
+    _replace(home, _text(document))
+    return "/".join([_cloud(document), *([below] if farm != _cloud(document) else []), name])
+
+
+def names_of(devices: str) -> list[str]:
+    """Return the names that `--devices` stands for: `3`, or names with commas between.
+
+    >>> names_of("2"), names_of("north,south")
+    (['pi-1', 'pi-2'], ['north', 'south'])
+    """
+    if devices.isdigit():
+        count = int(devices)
+        if count > 1000:
+            raise ConfigError(f"--devices {devices}: at most 1000 at once")
+        return [f"pi-{number}" for number in range(1, count + 1)]
+    return [name for name in devices.split(",") if name]
+
+
+def _add_devices(document: Any, place: Any, names: list[str]) -> None:
+    if not names:
+        return
+    known = place.setdefault("devices", CommentedSeq())
+    known.fa.set_flow_style()
+    known.extend(names)
+    task = (document.get("agents") or {}).get("task") or {"name": EXAMPLE_TASK}
+    if task.get("name") != EXAMPLE_TASK or (document.get("agents") or {}).get("data"):
+        return
+    free = _free_stations(document)
+    data = place.setdefault("data", CommentedMap())
+    for name, station in zip(names, free, strict=False):
+        entry = CommentedMap(station=station)
+        entry.fa.set_flow_style()
+        data[name] = entry
+
+
+def _free_stations(document: Any) -> Iterator[str]:
+    """Yield the stations of the example task that no device has yet."""
+    from hfl_mqtt.learning.tasks.stations import stations
+
+    taken = {
+        str(entry.get("station"))
+        for place in [document["cloud"], *_farms(document)]
+        for entry in (place.get("data") or {}).values()
+    }
+    return (station for station in sorted(stations()) if station not in taken)
+
+
+def _farms(place: Any) -> Iterator[Any]:
+    for farm in place.get("farms") or ():
+        yield farm
+        yield from _farms(farm)
+
+
+def _place(home: Home, document: Any, path: str) -> Any:
+    """Return the farm of a path below the cloud."""
+    here = document
+    for name in path.split("/"):
+        below = [farm for farm in here.get("farms") or () if farm.get("name") == name]
+        if not below:
+            known = ", ".join(str(farm.get("name")) for farm in here.get("farms") or ()) or "none"
+            raise ConfigError(f"{home.site_file} has no farm {path!r}; there are: {known}")
+        here = below[0]
+    return here
+
+
+def _cloud(document: Any) -> str:
+    return str(document["cloud"].get("name", "cloud"))
+
+
+def _scalar(text: str) -> str:
+    """Write a text so that it is one in YAML, plainly where that is clear."""
+    return text if _PLAIN.fullmatch(text) else quoted(text)
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _read(home: Home) -> Any:
+    home.load()  # whatever is wrong with it is told by line and column
+    return _yaml().load(home.site_file.read_text(encoding="utf-8"))
+
+
+def _text(document: Any) -> str:
+    stream = StringIO()
+    _yaml().dump(document, stream)
+    return stream.getvalue()
+
+
+def _replace(home: Home, text: str) -> None:
+    """Write the site file if it is one: what was asked for may not go together with what is there."""
+    tried = home.folder / f".{SITE_FILE}.new"
+    try:
+        files.write_text(tried, text)
+        load_role(tried, Site)
+        files.rename(tried, home.site_file)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(tried), str(home.site_file))) from None
+    finally:
+        tried.unlink(missing_ok=True)

@@ -1,0 +1,136 @@
+"""The site file: what the commands write into it, and that a person's comments stay."""
+
+from pathlib import Path
+
+import pytest
+
+from hfl_mqtt.errors import ConfigError
+from hfl_mqtt.fleet import sitefile
+from hfl_mqtt.fleet.sitefile import Home, add_device, add_farm, create, names_of
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return create(tmp_path / "orchard", "orchard", cloud_host="cloud.example", security="mtls")
+
+
+def paths(home: Home) -> list[str]:
+    return [path for broker in home.load().brokers() for path in broker.nodes]
+
+
+def test_a_new_fleet_is_a_cloud_with_certificates_and_no_farms(home: Home) -> None:
+    site = home.load()
+    assert (site.federation, site.security, site.cloud.host, site.farms) == ("orchard", "mtls", "cloud.example", ())
+    assert (site.cloud.port, site.cloud.viewer_port) == (8884, 8883)
+    assert home.authority(site) == home.folder / "authority"
+
+
+def test_a_lab_without_certificates_listens_where_mqtt_does(tmp_path: Path) -> None:
+    site = create(tmp_path / "lab", "lab", cloud_host="10.0.0.1", security="passwords").load()
+    assert (site.cloud.port, site.cloud.viewer_port) == (1883, None)
+
+
+@pytest.mark.parametrize("name", ["true", "2024", "no", "fleet-1"])
+def test_names_that_yaml_would_take_for_something_else_stay_names(tmp_path: Path, name: str) -> None:
+    home = create(tmp_path / "x", name, cloud_host="::1", security="mtls", authority="/media/my stick #1")
+    site = home.load()
+    assert (site.federation, site.cloud.host) == (name, "::1")
+    assert home.authority(site) == Path("/media/my stick #1")
+
+
+def test_nothing_is_begun_over_a_fleet_that_is_there(home: Home) -> None:
+    before = home.site_file.read_text()
+    with pytest.raises(ConfigError, match="is there already"):
+        create(home.folder, "other", cloud_host="x", security="mtls")
+    assert home.site_file.read_text() == before
+
+
+def test_a_name_that_cannot_be_one_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"site\.yaml:\d+:\d+ federation"):
+        create(tmp_path / "x", "a b", cloud_host="h", security="mtls")
+    assert list((tmp_path / "x").iterdir()) == []
+
+
+def test_where_there_is_no_fleet_it_is_said_how_to_begin(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"begin with `hfl fleet init NAME`"):
+        Home(tmp_path).load()
+
+
+def test_farms_and_devices_are_added_and_comments_stay(home: Home) -> None:
+    text = home.site_file.read_text()
+    mine = text.replace("farms: []", "# my own words\nfarms: []  # and here")
+    home.site_file.write_text(mine)
+    assert add_farm(home, "farm-a", host="10.0.0.2", devices=["pi-1", "pi-2"]) == "cloud/farm-a"
+    assert add_device(home, "jetson-1", farm="farm-a") == "cloud/farm-a/jetson-1"
+    assert paths(home) == ["cloud", "cloud/farm-a", "cloud/farm-a/pi-1", "cloud/farm-a/pi-2", "cloud/farm-a/jetson-1"]
+    after = home.site_file.read_text()
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        line for line in after.splitlines() if line.startswith("#") and line != "# my own words"
+    ]
+    assert "# my own words\n" in after
+    assert "# and here" in after
+    assert "devices: [pi-1, pi-2, jetson-1]" in after
+
+
+def test_every_device_of_the_example_has_a_station_of_its_own(home: Home) -> None:
+    add_farm(home, "farm-a", devices=["pi-1", "pi-2"])
+    add_farm(home, "farm-b", devices=["pi-1"])
+    add_device(home, "pi-2", farm="cloud/farm-b")
+    stations = [entry["station"] for farm in home.load().farms for entry in farm.data.values()]
+    assert len(set(stations)) == len(stations) == 4
+
+
+def test_the_data_of_a_task_of_ones_own_is_left_to_its_owner(tmp_path: Path) -> None:
+    home = create(tmp_path / "f", "f", cloud_host="h", security="mtls", task="mnist")
+    add_farm(home, "farm-a", devices=["pi-1"])
+    assert home.load().farms[0].data == {}
+
+
+def test_a_farm_may_lie_below_another_that_is_found_somewhere(home: Home) -> None:
+    add_farm(home, "north", host="north.example", devices=[])
+    assert add_farm(home, "north/farm-a", devices=["pi-1"]) == "cloud/north/farm-a"
+    assert add_device(home, "pi-2", farm="cloud/north/farm-a") == "cloud/north/farm-a/pi-2"
+    assert add_device(home, "gateway", farm="cloud") == "cloud/gateway"
+    assert paths(home)[-1] == "cloud/north/farm-a/pi-2"
+
+
+def test_a_device_with_its_own_key_is_noted_as_one(home: Home) -> None:
+    add_farm(home, "farm-a", devices=["pi-1"])
+    add_device(home, "pi-2", farm="farm-a", keeps_key=True)
+    assert home.load().farms[0].own_keys == ("pi-2",)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "words"),
+    [
+        ("farm-a", [], "has a farm 'farm-a' already"),
+        ("farm b", [], "farms"),
+        ("south/farm-c", [], "has no farm 'south'; there are: farm-a"),
+        ("farm-b", ["x", "x"], "'cloud/farm-b/x' stands in this site twice"),
+        ("f" * 55, [], "is longer than 56, its bridge's certificate has no room"),
+        ("farm-b", ["d" * 60], "is longer than the 64 characters that a certificate can name"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_the_file_stays(home: Home, name: str, devices: list[str], words: str) -> None:
+    add_farm(home, "farm-a", devices=["pi-1"])
+    before = home.site_file.read_text()
+    with pytest.raises(ConfigError) as caught:
+        add_farm(home, name, devices=devices)
+    assert words in str(caught.value)
+    assert str(home.site_file) in str(caught.value)
+    assert home.site_file.read_text() == before
+    assert [file.name for file in home.folder.iterdir()] == [sitefile.SITE_FILE]
+
+
+def test_a_device_is_added_once(home: Home) -> None:
+    add_farm(home, "farm-a", devices=["pi-1"])
+    with pytest.raises(ConfigError, match="farm-a has a device 'pi-1' already"):
+        add_device(home, "pi-1", farm="farm-a")
+
+
+def test_devices_are_a_count_or_names() -> None:
+    assert names_of("3") == ["pi-1", "pi-2", "pi-3"]
+    assert names_of("north,south") == ["north", "south"]
+    assert names_of("") == []
+    with pytest.raises(ConfigError, match="at most 1000"):
+        names_of("5000")
