@@ -94,9 +94,7 @@ class Cut:
         return cls.kept([blob], in_memory, part_size)
 
     @classmethod
-    def kept(
-        cls, pieces: Sequence[Buffer], keep: Keep, part_size: int = PART_SIZE, *, seal: Seal | None = None
-    ) -> Cut:
+    def kept(cls, pieces: Sequence[Buffer], keep: Keep, part_size: int = PART_SIZE, *, seal: Seal | None = None) -> Cut:
         """Cut a blob that stands in several pieces, and have it put away; with a trailer, where it is sealed."""
         found = hashlib.sha256()
         for piece in pieces:

@@ -116,7 +116,7 @@ class Conduct:
     # -------------------------------------------------------------- pace
 
     def called(self, run: str) -> None:
-        """Take it that the children were called: each may answer. What a run's end was like tells nothing of another."""
+        """Take it that the children were called: each may answer. The end of a run tells nothing of another."""
         self._calls += 1
         if run != self._run:
             self._run = run

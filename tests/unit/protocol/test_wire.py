@@ -644,7 +644,7 @@ def test_a_bomb_in_a_blob_is_refused_before_it_takes_memory(kind: str, bomb: byt
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 @pytest.mark.parametrize("channel", PARTS)
 def test_a_bomb_in_a_part_is_refused_before_it_takes_memory(channel: str, bomb: bytes) -> None:
-    payload = (b"\x82\xa1v\x01\xa1x" + bomb)[: MAX_BINARY]
+    payload = (b"\x82\xa1v\x01\xa1x" + bomb)[:MAX_BINARY]
 
     def refused() -> None:
         with pytest.raises(Malformed):
