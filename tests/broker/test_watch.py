@@ -87,6 +87,8 @@ def test_a_snapshot_for_a_script(place: Place) -> None:
         "round": "g7",
         "phase": None,
         "metrics": {"round": "g7", "in": 2, "of": 3, "rmse": 0.25, "up_bytes": 1500},
+        "reason": None,
+        "quarantined": {},
         "is_live": False,
     }
     assert (farm["path"], farm["state"]) == ("cloud/farm-a", "lost")
