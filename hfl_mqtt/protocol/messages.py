@@ -103,7 +103,7 @@ def _check_part(value: object) -> bytes | Piece:
 PartData = Annotated[Any, AfterValidator(_check_part)]
 
 #: Validators are built when they are first used: a board uses few of them.
-_CONFIG = ConfigDict(extra="ignore", allow_inf_nan=False, defer_build=True)
+_CONFIG = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 def round_text(round_id: tuple[int, ...]) -> str:

@@ -1,5 +1,7 @@
 import dataclasses
 import math
+import subprocess
+import sys
 from itertools import permutations
 from typing import Any
 
@@ -214,3 +216,13 @@ def test_the_bare_messages_that_are_broken_above_are_whole() -> None:
 
 def test_a_round_prints_as_people_say_it() -> None:
     assert [round_text(count) for count in ((12,), (12, 3), (12, 2, 3))] == ["g12", "g12.e3", "g12.e2.e3"]
+
+
+def test_a_field_means_the_same_wherever_its_message_is_built_first() -> None:
+    # A validator that is built when it is first used takes the names of the module that uses it, such as this `Path`.
+    code = (
+        "from pathlib import Path\n"
+        "from hfl_mqtt.protocol.messages import Quarantined\n"
+        "assert [type(name) for name in Quarantined(children={'cloud/a': 'x'}).children] == [str]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
