@@ -3,6 +3,8 @@
 #
 # Every step looks first and changes only what is not as it should be, so a second run changes nothing. Steps set
 # `changed` and say what they did; what was right already is counted.
+#
+# Every Python is started with -I: root imports nothing from the folder where this is started, nor by PYTHONPATH.
 set -Eeuo pipefail
 
 readonly UNIT=hfl.service USER_NAME=hfl
@@ -19,6 +21,7 @@ other papers: it changes only what differs, and says so.
 
 What to install:
   --bundle TAR       the node's papers, as `hfl fleet render` wrote them: agent.yaml, certificates, key
+  --new-fleet        the bundle may be another fleet's than the papers that are there
   --source DIR       the program from a copy of its repository (default: the one this script lies in)
   --wheel FILE       the program from a wheel
   --wheels DIR       packages from this folder alone, without a network: pip download -d DIR
@@ -63,7 +66,7 @@ trap 'on_error $LINENO' ERR
 # ---------------------------------------------------------------------------------------------------------- arguments
 
 bundle='' source_dir='' wheel='' wheels='' constraints='' role='' python=python3 root='' given_venv=''
-torch=yes start=yes action=install
+torch=yes start=yes action=install new_fleet=no
 
 need() { if [ $# -lt 2 ] || [ -z "$2" ]; then die 2 "$1 needs a value; see --help"; fi; }
 while [ $# -gt 0 ]; do
@@ -78,6 +81,7 @@ while [ $# -gt 0 ]; do
         --python) need "$@"; python=$2; shift ;;
         --root) need "$@"; root=$2; shift ;;
         --venv) need "$@"; given_venv=$2; shift ;;
+        --new-fleet) new_fleet=yes ;;
         --without-torch) torch=no ;;
         --no-start) start=no ;;
         --uninstall) action=uninstall ;;
@@ -206,7 +210,7 @@ check_system() {
     esac
 }
 
-has_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+has_venv() { "$1" -I -c 'import ensurepip, venv' 2>/dev/null; }
 check_python() {
     [ -z "$given_venv" ] || return 0
     if [ -z "$root" ] && ! has_venv "$python" && command -v apt-get >/dev/null; then
@@ -219,7 +223,7 @@ check_python() {
         did "installed ${packages[*]}"
     fi
     command -v "$python" >/dev/null || die 4 "no $python: install Python 3.10 or newer, or name one by --python"
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         die 4 "$("$python" --version) is too old, 3.10 is the oldest that does: install a newer one beside it, name it by --python"
     has_venv "$python" || die 4 "$python cannot make environments: install its venv package"
 }
@@ -276,8 +280,8 @@ make_venv() {
     local options=(--clear)
     # JetPack's own torch finds the GPU, the one of PyPI does not.
     if is_jetson; then options+=(--system-site-packages); fi
-    "$python" -m venv "${options[@]}" "$env"
-    local pip=("$env/bin/python" -m pip --disable-pip-version-check --no-input install --quiet --no-cache-dir)
+    "$python" -I -m venv "${options[@]}" "$env"
+    local pip=("$env/bin/python" -I -m pip --disable-pip-version-check --no-input install --quiet --no-cache-dir)
     if [ -n "$constraints" ]; then pip+=(-c "$constraints"); fi
     if [ -n "$wheels" ]; then pip+=(--no-index --find-links "$wheels"); fi
     if [ $torch = yes ] && ! is_jetson; then install_torch; fi
@@ -293,13 +297,13 @@ make_venv() {
     if [ $torch = yes ] && ! is_jetson; then extras='[train]'; fi
     "${pip[@]}" "$what$extras" 2>"$work/pip.log" ||
         die 6 "pip cannot install hfl-mqtt: $(tail -n 3 "$work/pip.log" | tr '\n' ' ')"
-    if is_jetson && [ $torch = yes ] && ! "$env/bin/python" -c 'import torch' 2>/dev/null; then
+    if is_jetson && [ $torch = yes ] && ! "$env/bin/python" -I -c 'import torch' 2>/dev/null; then
         note "no torch: install NVIDIA's wheel for this JetPack into $python, then start again: systemctl restart hfl"
     fi
     if [ -n "$root" ]; then sed -i "1s|^#!$root/|#!/|" "$env"/bin/hfl; fi
     echo "$wanted" >"$env/recipe"
     link "$name" "$venv" || true
-    did "installed hfl-mqtt $("$env/bin/python" -c 'import hfl_mqtt; print(hfl_mqtt.__version__)') for $("$python" --version)"
+    did "installed hfl-mqtt $("$env/bin/python" -I -c 'import hfl_mqtt; print(hfl_mqtt.__version__)') for $("$python" --version)"
     local old
     for old in "$opt"/env-*; do [ "$old" = "$env" ] || remove "$old"; done
     program_changed=yes
@@ -322,8 +326,22 @@ check_papers() {
     case $said in client | edge | cloud) ;; *) die 5 "agent.yaml is for '$said': a service is a client, an edge or a cloud" ;; esac
     if [ -n "$role" ] && [ "$said" != "$role" ]; then die 5 "agent.yaml is for the role $said, --role says $role"; fi
     role=$said
-    "$venv/bin/python" -m hfl_mqtt.cli check "$1/agent.yaml" >"$work/check.log" 2>&1 ||
+    "$venv/bin/python" -I -m hfl_mqtt.cli check "$1/agent.yaml" >"$work/check.log" 2>&1 ||
         die 5 "agent.yaml cannot be used: $(sed "s|$1/||g" "$work/check.log" | tail -n 5)"
+}
+
+# succeed FOLDER: see that these papers may replace those that are there; keeps of the old ones what must stay.
+succeed() {
+    local left
+    if [ $new_fleet = yes ] && ! cmp -s "$etc/fleet.pub" "$1/fleet.pub"; then
+        for left in node.card fleet.pub revoked; do
+            if [ -e "$etc/$left" ] && [ ! -e "$1/$left" ]; then remove "$etc/$left"; fi
+        done
+        return
+    fi
+    "$venv/bin/python" -I -m device_agents.succession "$etc" "$1" >"$work/succession.log" 2>&1 ||
+        die 5 "$(tail -n 1 "$work/succession.log" | sed "s|$1/||g; s|$etc/||g")"
+    if [ -s "$work/succession.log" ]; then note "$(cat "$work/succession.log")"; fi
 }
 
 install_papers() {
@@ -332,7 +350,7 @@ install_papers() {
     if [ -n "$bundle" ]; then
         local papers=$work/papers
         mkdir -m 700 "$papers"
-        "$venv/bin/python" -m hfl_mqtt.fleet.bundle unpack "$bundle" "$papers" >"$work/bundle.log" 2>&1 ||
+        "$venv/bin/python" -I -m hfl_mqtt.fleet.bundle unpack "$bundle" "$papers" >"$work/bundle.log" 2>&1 ||
             die 5 "the bundle cannot be used: $(tail -n 1 "$work/bundle.log")"
         [ -f "$papers/agent.yaml" ] || die 5 "the bundle has no agent.yaml: $bundle"
         # The unit is this program's own: one that came in a tar could run anything as anybody.
@@ -340,6 +358,7 @@ install_papers() {
         # A device that keeps its own key made it here.
         if [ -f "$etc/node.key" ] && [ ! -f "$papers/node.key" ]; then cp "$etc/node.key" "$papers/"; fi
         check_papers "$papers"
+        succeed "$papers"
         local file
         for file in "$papers"/*; do put "$file" "$etc/$(basename "$file")" 640 "$USER_NAME"; done
     elif [ -f "$etc/agent.yaml" ]; then
@@ -354,7 +373,7 @@ install_papers() {
 
 install_unit() {
     mkdir -p "$units/multi-user.target.wants"
-    "$venv/bin/python" -m hfl_mqtt.fleet.unit "${role:-client}" >"$work/$UNIT"
+    "$venv/bin/python" -I -m hfl_mqtt.fleet.unit "${role:-client}" >"$work/$UNIT"
     put "$work/$UNIT" "$units/$UNIT" 644 root
     if is_jetson && [ "${role:-client}" != edge ]; then
         printf '%s\n' '# The GPU is reached through its device files.' '[Service]' 'PrivateDevices=false' \

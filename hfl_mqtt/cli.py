@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from hfl_mqtt import __version__
 from hfl_mqtt.errors import HflError, RunFailed
 from hfl_mqtt.fleet.commands import device_app, fleet_app
 from hfl_mqtt.ops import logs
@@ -42,11 +43,31 @@ sensors_app = typer.Typer(
 )
 app.add_typer(sensors_app, name="sensors")
 app.add_typer(fleet_app, name="fleet")
-app.add_typer(device_app, name="device")
+app.add_typer(
+    device_app,
+    name="device",
+    epilog="Example: hfl device request --federation orchard --name cloud/farm-a/pi-1 --out .",
+)
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The role's YAML; see configs/ for examples.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; the journal has it all.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def _say_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"hfl-mqtt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def every(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is, and end."),
+    ] = False,
+) -> None:
+    """Take what stands before any command."""
 
 
 @app.command(epilog="Example: hfl cloud --config configs/cloud.yaml. Steer it with hfl run.")
@@ -222,12 +243,15 @@ def drain(config: CloudFile, run: RunName = "", wait: Wait = 60.0, as_json: Json
 
 @run_app.command(epilog="Example: hfl run status --config configs/cloud.yaml --json")
 def status(config: CloudFile, as_json: Json = False) -> None:
-    """Say how the run stands; where the cloud does not run, from its state folder."""
+    """Say how the run stands; where the cloud or its broker does not run, from its state folder.
+
+    Exit code 0 where that is known; 4 without a broker and 1 without a word of the cloud, if no run is kept either.
+    """
     from hfl_mqtt.config.models import CloudConfig
     from hfl_mqtt.config.roles import load_role
     from hfl_mqtt.ops.steering import status as look
 
-    look(load_role(config, CloudConfig), as_json=as_json)
+    raise typer.Exit(look(load_role(config, CloudConfig), as_json=as_json))
 
 
 @brokers_app.command(epilog="Example: hfl brokers render brokers/site.yaml --out my-brokers")
@@ -260,9 +284,11 @@ def replay_sensors(
     password_file: Annotated[Path | None, typer.Option(help="File that holds the password and nothing else.")] = None,
     password_env: Annotated[str | None, typer.Option(help="Environment variable that holds it.")] = None,
     ca: Annotated[Path | None, typer.Option(help="Speak TLS; the fleet's ca.crt.")] = None,
+    cert: Annotated[Path | None, typer.Option(help="A certificate, where the port wants one.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
 ) -> None:
     """Be the sensors of a farm: say the lines of a file at its broker, to try out who hears them."""
-    from hfl_mqtt.ops.sensors import replay
+    from hfl_mqtt.ops.sensors import replay, wanted_of
     from hfl_mqtt.ops.watch import account_of
 
     account = account_of(
@@ -273,9 +299,10 @@ def replay_sensors(
         password_file=password_file,
         password_env=password_env,
         ca=ca,
+        cert=cert,
+        key=key,
     )
-    wanted = dict(each.partition("=")[::2] for each in where or ())
-    replay(account, file, topic, where=wanted, pause_s=pause)
+    replay(account, file, topic, where=wanted_of(where or ()), pause_s=pause)
 
 
 @app.command(epilog="Examples: hfl demo --seed 3 --out result; hfl demo --task mnist --data-dir data; hfl demo --hold")

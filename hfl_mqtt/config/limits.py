@@ -38,6 +38,10 @@ class LimitsConfig(Section):
         default=None,
         description="An update counts whose norm is at most so many times the median of the last ones; off: any norm.",
     )
+    max_weight_ratio: Annotated[Real, Field(gt=1, le=1e9)] | Literal["off"] | None = Field(
+        default=None,
+        description="An update counts that stands for at most so many times the samples of the others' ones; off: any.",
+    )
     max_samples: Annotated[Whole, Field(ge=1, le=MAX_WEIGHT)] | None = Field(
         default=None, description="Samples that one update may stand for."
     )

@@ -71,6 +71,8 @@ class Place(BaseModel):
     sensors: tuple[SensorFilter, ...] = ()
     #: Accounts that write there and do nothing else; they have passwords.
     sensor_accounts: tuple[Name, ...] = ()
+    #: The broker takes no more memory than this; whoever makes it want more is disconnected. Without it, all there is.
+    memory_mb: Annotated[int, Field(ge=16, le=1_000_000)] | None = None
 
     @property
     def found_at(self) -> str:
@@ -217,6 +219,13 @@ class Site(BaseModel):
     def with_password(self) -> list[str]:
         """Return every account that has a password: all, or people and sensors where the others have certificates."""
         return [*self.viewers, *self._sensors()] if self.has_certificates else self.accounts()
+
+    def with_secret(self) -> list[str]:
+        """Return every account that has a secret here: those with a password, and all bridges, for their client ids."""
+        passwords = self.with_password()
+        return [
+            account for account in self.accounts() if account in passwords or account.startswith(bridge_account(""))
+        ]
 
     def _sensors(self) -> list[str]:
         return [name for broker in self.brokers() for name in broker.place.sensor_accounts]

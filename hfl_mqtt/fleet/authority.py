@@ -305,7 +305,11 @@ def _check_private(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise ConfigError(f"{path}: is not there, so this is no authority; make one with `hfl fleet init`") from None
+        # Never "make a new one": it would lock all nodes out.
+        raise ConfigError(
+            f"{path}: is not there; mount the stick that `authority:` in the site file names, or restore the backup of "
+            "the authority's folder"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; run this as the folder's owner") from None
     if mode & 0o077:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +20,21 @@ fleet_app = typer.Typer(
     help="A fleet from one site file: certificates, brokers, a bundle for every board.",
     epilog="Example: hfl fleet init orchard, cd orchard, hfl fleet add farm farm-a --devices 4, hfl fleet render",
 )
-add_app = typer.Typer(no_args_is_help=True, help="Add a farm or a device to the site file.")
+add_app = typer.Typer(
+    no_args_is_help=True,
+    help="Add a farm or a device to the site file.",
+    epilog="Examples: hfl fleet add farm farm-a --devices 4; hfl fleet add device pi-5 --farm farm-a",
+)
 fleet_app.add_typer(add_app, name="add")
 device_app = typer.Typer(no_args_is_help=True, help="On a board that keeps its own key.")
 
 Dir = Annotated[Path, typer.Option("--dir", "-d", help="The fleet's folder; here by default.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Overwrite without asking.")]
+YesRevoke = Annotated[bool, typer.Option("--yes", "-y", help="Take papers back and overwrite without asking.")]
+YesRotate = Annotated[bool, typer.Option("--yes", "-y", help="Issue new papers and overwrite without asking.")]
+YesSign = Annotated[
+    bool, typer.Option("--yes", "-y", help="Sign for whatever fingerprint it is, and overwrite, without asking.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Days = Annotated[int, typer.Option("--days", help="How long papers last.", min=1, max=3650)]
 HERE = Path()
@@ -51,6 +60,7 @@ def init(
     """Make a fleet's folder: a site file, and the keys that everything will be signed with."""
     from hfl_mqtt.fleet import sitefile
 
+    is_new = not (folder or Path(name)).exists()
     home = sitefile.create(
         folder or Path(name),
         name,
@@ -59,7 +69,6 @@ def init(
         task=task,
         authority=authority,
     )
-    _say(f"wrote      {home.site_file}")
     site = home.load()
     if site.has_certificates:
         from hfl_mqtt.fleet.authority import Authority
@@ -68,7 +77,11 @@ def init(
             Authority.create(home.authority(site), name)
         except BaseException:
             home.site_file.unlink()
+            if is_new and not any(home.folder.iterdir()):
+                home.folder.rmdir()
             raise
+    _say(f"wrote      {home.site_file}")
+    if site.has_certificates:
         _say(f"wrote      {home.authority(site)}/: keep it where nobody else reads it, and keep a copy")
     _say(f"Next: hfl fleet add farm NAME --devices 4 --dir {home.folder}")
 
@@ -119,20 +132,20 @@ def revoke(
     path: Annotated[str, typer.Argument(help="The node whose papers no longer count; of a farm, its broker's too.")],
     old: Annotated[bool, typer.Option("--old", help="All but the newest: those from before a rotation.")] = False,
     folder: Dir = HERE,
-    yes: Yes = False,
+    yes: YesRevoke = False,
 ) -> None:
     """Take a node's papers back, and tell brokers and nodes so."""
     from hfl_mqtt.fleet.papers import revoke as take_back
 
     home = _home(folder)
-    _check_may_ask(yes, f"revoking {path} overwrites the lists of revoked papers")
-    gone = take_back(home, path, keep_newest=old)
+    confirm = _asked(yes, "Revoke?", f"revoking {path} overwrites the lists of revoked papers")
+    gone = take_back(home, path, keep_newest=old, confirm=confirm)
     for one in gone:
         _say(f"revoked    {one.subject} (serial {one.serial})")
-    _render(home, yes=yes, as_json=False)
+    _render(home, yes=yes, as_json=False, done=f"{gone[0].path} is revoked")
     _say(
-        "Copy each broker's acl and crl.pem to its machine and reload it (systemctl reload mosquitto); nodes need the "
-        "new `revoked` of their bundles."
+        "Each broker's acl and crl.pem hold there once it is reloaded (systemctl reload mosquitto); nodes need the new "
+        "`revoked` of their bundles."
     )
 
 
@@ -142,18 +155,19 @@ def rotate(
     everybody: Annotated[bool, typer.Option("--all", help="Every account of the site.")] = False,
     days: Days = 730,
     folder: Dir = HERE,
-    yes: Yes = False,
+    yes: YesRotate = False,
 ) -> None:
     """Issue new papers and keys. The old ones stay good until they end or are revoked: revoke PATH --old."""
     from hfl_mqtt.fleet.papers import rotate as renew
 
     if (path is None) != everybody:
         raise ConfigError("say which: a node's path, or --all")
-    _check_may_ask(yes, "new papers overwrite those that lie in this folder")
     home = _home(folder)
-    for subject in renew(home, path, days=days, confirm=_asked(yes)):
+    confirm = _asked(yes, "Issue?", "new papers overwrite those that lie in this folder")
+    issued = renew(home, path, days=days, confirm=confirm)
+    for subject in issued:
         _say(f"issued     {subject}")
-    _render(home, yes=yes, as_json=False)
+    _render(home, yes=yes, as_json=False, done="new papers are issued", issued=issued)
 
 
 @fleet_app.command(epilog="Example: hfl fleet sign pi-1.request")
@@ -161,15 +175,16 @@ def sign(
     request: Annotated[Path, typer.Argument(help="The file that `hfl device request` wrote on the board.")],
     days: Days = 730,
     folder: Dir = HERE,
-    yes: Yes = False,
+    yes: YesSign = False,
 ) -> None:
     """Give a device its papers; its bundle then has no key, for the device has its own."""
     from hfl_mqtt.fleet.papers import sign as grant
 
     home = _home(folder)
-    path = grant(home, request, days=days)
+    confirm = _asked(yes, "Is that what the board printed?", "somebody has to compare the fingerprint with the board's")
+    path = grant(home, request, days=days, confirm=confirm)
     _say(f"signed     {path}")
-    _render(home, yes=yes, as_json=False)
+    _render(home, yes=yes, as_json=False, done=f"{path} is signed for")
 
 
 @fleet_app.command(epilog="Example: hfl fleet status --json. Exit code 1: something is to be done.")
@@ -192,7 +207,7 @@ def up(
     ] = None,
 ) -> None:
     """Run the whole rendered fleet on this machine, until Ctrl-C: brokers, edges, devices."""
-    from hfl_mqtt.fleet.local import up as run
+    from hfl_mqtt.fleet.up import up as run
     from hfl_mqtt.ops.serve import echo_line
 
     run(_home(folder), echo_line, first_port=first_port)
@@ -205,10 +220,13 @@ def request(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for node.key, which stays, and for the request.")],
 ) -> None:
     """Make a key that never leaves this device, and the request to be signed at home."""
-    from hfl_mqtt.fleet.requests import write_request
+    from hfl_mqtt.fleet.requests import KEY_FILE, fingerprint, read_request_file, write_request
 
+    has_key = (out / KEY_FILE).exists()
     file = write_request(federation, name, out)
+    _say(f"{'kept ' if has_key else 'wrote'}      {out / KEY_FILE}: it never leaves this device")
     _say(f"wrote      {file}: carry it home, there: hfl fleet sign {file.name}")
+    _say(f"It will be asked there whether the key has the fingerprint {fingerprint(read_request_file(file).key)}")
 
 
 def _home(folder: Path) -> Home:
@@ -217,35 +235,46 @@ def _home(folder: Path) -> Home:
     return Home(folder)
 
 
-def _render(home: Home, *, yes: bool, as_json: bool) -> None:
-    from hfl_mqtt.fleet.render import render as write
+def _render(home: Home, *, yes: bool, as_json: bool, done: str = "", issued: Collection[str] = ()) -> None:
+    """Render; `done` is what holds already, to be said to who will not have the files overwritten.
 
-    made, changed = write(home, confirm=_asked(yes))
+    `issued` are those who got new papers before.
+    """
+    from hfl_mqtt.fleet.render import render as write
+    from hfl_mqtt.fleet.telling import next_steps, renewed, written
+
+    ask = _asked(yes, "Overwrite?", "the above would be overwritten")
+
+    def confirm(diff: str) -> bool:
+        if not (agreed := ask(diff)) and done:
+            raise ConfigError(f"{done}, and only the files are not rendered: hfl fleet render does so")
+        return agreed
+
+    made, changed = write(home, confirm=confirm)
     if as_json:
         sys.stdout.write(json.dumps({"changed": changed}, indent=2) + "\n")
         return
-    for path in changed:
+    for path in written(changed):
         _say(f"wrote      {path}")
     counts = f"{sum(1 for _ in made.site.brokers())} brokers, {len(made.bundled)} bundles"
     _say(f"{counts}: {f'{len(changed)} files written' if changed else 'nothing has changed'}.")
+    where = "" if home.folder == HERE else f" --dir {home.folder}"
+    for line in next_steps(made, [*renewed(made, issued), *changed], f"hfl fleet up{where}"):
+        _say(line)
 
 
-def _asked(yes: bool) -> Callable[[str], bool]:
-    """Return what shows a diff and asks; where nobody can answer and `--yes` is not given it raises."""
+def _asked(yes: bool, question: str, why: str) -> Callable[[str], bool]:
+    """Return what shows what would be and asks; where nobody can answer and `--yes` is not given it raises."""
 
-    def ask(diff: str) -> bool:
-        sys.stdout.write(diff)
+    def ask(told: str) -> bool:
+        sys.stdout.write(told)
         if yes:
             return True
-        _check_may_ask(yes, "the above would be overwritten")
-        return typer.confirm("Overwrite?")
+        if not sys.stdin.isatty():
+            raise ConfigError(f"{why}, and there is no terminal to ask at: give --yes")
+        return typer.confirm(question)
 
     return ask
-
-
-def _check_may_ask(yes: bool, what: str) -> None:
-    if not yes and not sys.stdin.isatty():
-        raise ConfigError(f"{what}, and there is no terminal to ask at: give --yes")
 
 
 def _say(line: str) -> None:

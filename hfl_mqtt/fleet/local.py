@@ -7,18 +7,19 @@ command that is printed: it ends when its run is over.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hfl_mqtt.config.site import Farm, Place, Site, node_folder
-from hfl_mqtt.errors import ConfigError
+from hfl_mqtt.errors import BrokerError, ConfigError
 from hfl_mqtt.fleet import agents, bundle
 from hfl_mqtt.fleet.private import write_private
 from hfl_mqtt.fleet.render import Plan, plan
@@ -29,6 +30,7 @@ from hfl_mqtt.ops.mosquitto import Mosquitto, free_ports
 
 HOST = "127.0.0.1"
 LEAVE_S = 20.0
+MAX_PORT = 65535
 #: In place of a device's name: all of a farm, which share a process here.
 _DEVICES = "_devices"
 _LISTENERS = ("port", "viewer_port", "websockets_port")
@@ -72,17 +74,31 @@ class LocalFleet:
     def __init__(self, home: Home, *, first_port: int | None = None) -> None:
         made = plan(home)
         _check_rendered(made)
-        count = count_ports(made.site)
-        ports = free_ports(count, HOST) if first_port is None else range(first_port, first_port + count)
-        self._home, self._plan = home, made
+        ports = _ports(count_ports(made.site), first_port)
+        self.home, self._plan = home, made
         self.site = at_home(made.site, iter(ports))
         self.folder = home.local
         self.brokers: dict[str, Mosquitto] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
+    def check_ports(self) -> None:
+        """See that every port is free, before anything is written.
+
+        Raises:
+            BrokerError: one is not.
+        """
+        places = [broker.place for broker in self.site.brokers()]
+        for port in [getattr(place, key) for place in places for key in _LISTENERS]:
+            if port is None:
+                continue
+            try:
+                socket.create_server((HOST, port)).close()
+            except OSError as error:
+                raise BrokerError(f"{HOST}:{port} is taken ({error.strerror}); choose another --first-port") from None
+
     def write(self) -> None:
         """Write what everything here runs on; what nodes and brokers have kept from the last time stays."""
-        passwords = brokers.read_passwords(self.site, self._home.folder)
+        passwords = brokers.read_passwords(self.site, self.home.folder)
         out = self.folder / "brokers"
         brokers.write_to(out, brokers.render(self.site, passwords, Layout.beside(out)))
         for broker in self.site.brokers():
@@ -90,11 +106,11 @@ class LocalFleet:
             if self.site.has_certificates:
                 names = [CA_FILE, CRL_FILE, *BROKER_FILES, *(BRIDGE_FILES if broker.above else ())]
                 for name in names:
-                    shutil.copy2(self._home.broker(broker.directory) / name, out / broker.directory / name)
+                    shutil.copy2(self.home.broker(broker.directory) / name, out / broker.directory / name)
             self.brokers[broker.path] = Mosquitto(out / broker.directory / "mosquitto.conf", broker.place.port)
             for path in broker.nodes:
                 if path in self._plan.bundled:
-                    bundle.unpack_to(self._home.bundle(path), self.config(path).parent)
+                    bundle.unpack_to(self.home.bundle(path), self.config(path).parent)
                     self._write_config(path, agents.document(self.site, broker, path, state_dir="state"))
             if devices := [path for path in broker.devices if path in self.nodes("client")]:
                 document = agents.together(self.site, broker, devices, state_dir="state")
@@ -125,7 +141,7 @@ class LocalFleet:
             return ""
         viewer, place = self.site.viewers[0], self.site.cloud
         words = f"hfl watch --federation {self.site.federation} --host {HOST} --user {viewer}"
-        words += f" --password-file {brokers.secret_path(self._home.folder, viewer)}"
+        words += f" --password-file {brokers.secret_path(self.home.folder, viewer)}"
         if not self.site.has_certificates:
             return f"{words} --port {place.port}"
         return f"{words} --port {place.viewer_port} --ca {self.folder / 'brokers' / place.name / CA_FILE}"
@@ -157,20 +173,38 @@ class LocalFleet:
         """
         told = []
         for broker in self.site.brokers():
-            source, target = self._home.broker(broker.directory), self.folder / "brokers" / broker.directory
+            source, target = self.home.broker(broker.directory), self.folder / "brokers" / broker.directory
             names = ["acl", *([CRL_FILE] if self.site.has_certificates else [])]
             changed = [name for name in names if _differs(source / name, target / name)]
             for name in changed:
                 # At once and whole: with half a list Mosquitto would let everybody in.
                 write_private(target / name, (source / name).read_bytes())
-            if changed:
+            if changed and self.brokers[broker.path].pid is not None:  # that one has ended was told
                 self.brokers[broker.path].reload()
                 told.append(f"the broker of {broker.path}")
             for path in broker.nodes:
-                lists = [folder / agents.REVOKED_FILE for folder in (self._home.node(path), self.config(path).parent)]
+                lists = [folder / agents.REVOKED_FILE for folder in (self.home.node(path), self.config(path).parent)]
                 if all(each.exists() for each in lists) and _differs(*lists):
                     write_private(lists[1], lists[0].read_bytes())
         return told
+
+    def runs(self, path: str) -> bool:
+        """Return whether an edge's process, or a device's, which it shares, has not ended."""
+        shared = f"{path.rpartition('/')[0]}/{_DEVICES}"
+        process = self.processes.get(path) or self.processes.get(shared)
+        return process is not None and process.poll() is None
+
+    def ended(self) -> dict[str, str]:
+        """Return what has ended and why, brokers and processes alike."""
+        found = {
+            f"the broker of {path}": f"has ended{children.log_tail(broker.log_path)}"
+            for path, broker in self.brokers.items()
+            if broker.pid is None
+        }
+        for path, process in self.processes.items():
+            if (status := process.poll()) is not None:
+                found[path] = f"{children.end_of(status)}; the others go on.{children.log_tail(self.log_path(path))}"
+        return found
 
     def log_path(self, path: str) -> Path:
         """Return what a node prints to."""
@@ -187,8 +221,9 @@ class LocalFleet:
 @contextmanager
 def running(home: Home, *, first_port: int | None = None) -> Iterator[LocalFleet]:
     """Run a fleet for as long as the block; signals unwind it and leave nothing running."""
-    with signals.as_interrupt():
+    with signals.as_interrupt(), _alone(home.local):
         fleet = LocalFleet(home, first_port=first_port)
+        fleet.check_ports()
         try:
             with signals.held_back():
                 fleet.write()
@@ -199,34 +234,31 @@ def running(home: Home, *, first_port: int | None = None) -> Iterator[LocalFleet
             fleet.stop()
 
 
-def up(home: Home, say: Callable[[str], None], *, first_port: int | None = None) -> None:
-    """Run a fleet until Ctrl-C or SIGTERM, and tell of every process that ends.
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a fleet's `local` folder: what a second one would write there, the first one runs on.
 
     Raises:
-        ConfigError: the folder is not as the site file says.
-        BrokerError: a broker does not start.
-        KeyboardInterrupt: a signal came, and everything was ended.
+        ConfigError: somebody holds it.
     """
-    began_s = time.monotonic()
-    with running(home, first_port=first_port) as fleet:
-        ports = ", ".join(f"{broker.path} {broker.place.port}" for broker in fleet.site.brokers())
-        say(f"Brokers on {HOST}: {ports}")
-        counts = f"{len(fleet.brokers)} brokers, {len(fleet.nodes('edge'))} edges, {len(fleet.nodes('client'))} devices"
-        say(f"Up: {counts}, in {time.monotonic() - began_s:.1f} s. Logs and settings: {fleet.folder}")
-        say(f"Train: hfl cloud --config {fleet.config(fleet.site.cloud.name)}")
-        if watching := fleet.watching():
-            say(f"Watch: {watching}")
-        say("Ctrl-C ends it all.")
-        told: set[str] = set()
-        while True:
-            time.sleep(0.5)  # nothing tells of a child's end, or of another rendering, but looking
-            if reloaded := fleet.follow():
-                say(f"Rights have changed: {', '.join(reloaded)} read them again.")
-            for path, process in fleet.processes.items():
-                status = process.poll()
-                if status is not None and path not in told:
-                    told.add(path)
-                    say(f"{path} {children.end_of(status)}; the others go on.{children.log_tail(fleet.log_path(path))}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / ".lock").open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: this fleet is up already; end it there with Ctrl-C first") from None
+        yield
+
+
+def _ports(count: int, first: int | None) -> Sequence[int]:
+    if first is None:
+        return free_ports(count, HOST)
+    if first + count - 1 > MAX_PORT:
+        raise ConfigError(
+            f"--first-port {first}: this fleet takes {count} ports from there, and {MAX_PORT} is the last; "
+            f"at most {MAX_PORT - count + 1}"
+        )
+    return range(first, first + count)
 
 
 def _differs(one: Path, other: Path) -> bool:

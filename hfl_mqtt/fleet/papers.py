@@ -13,27 +13,47 @@ from hfl_mqtt.fleet.authority import Authority
 from hfl_mqtt.fleet.book import KINDS, Issued
 from hfl_mqtt.fleet.holdings import Holding, Standing, holdings, put
 from hfl_mqtt.fleet.sitefile import Home
+from hfl_mqtt.protocol.topics import parent
 
 
-def revoke(home: Home, path: str, *, keep_newest: bool = False) -> tuple[Issued, ...]:
+def _agreed(_told: str) -> bool:
+    return True
+
+
+def revoke(
+    home: Home, path: str, *, keep_newest: bool = False, confirm: Callable[[str], bool] = _agreed
+) -> tuple[Issued, ...]:
     """Take back all papers of a path, its broker's and its bridge's too; return those that were good until now.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or `confirm` does not agree.
     """
     site = home.load()
-    authority = Authority.open(home.authority(site))
+    authority = _authority(home, site)
     path = full(site, path)
-    live = [one for one in authority.issued if one.is_live]
+    given = [one for one in authority.issued if one.path == path]
+    live = {kind: [one for one in given if one.is_live and one.kind == kind] for kind in KINDS}
+    going = [one for own in live.values() for one in (own[:-1] if keep_newest else own)]
+    if not going:
+        raise ConfigError(_why_nothing_goes(site, authority, path))
+    told = "".join(f"{one.subject}: its papers (serial {one.serial}) will be good for nothing\n" for one in going)
+    if not confirm(told):
+        raise ConfigError("nothing was revoked")
     gone: list[Issued] = []
-    for kind in KINDS:
-        own = [one.serial for one in live if (one.path, one.kind) == (path, kind)]
+    for kind, own in live.items():
         if own:
-            gone += authority.revoke(path, kinds=(kind,), keep=own[-1] if keep_newest else None)
-    if not gone:
-        which = "but the newest " if keep_newest else ""
-        raise ConfigError(f"{path}: has no papers {which}that are good{_meant(path, [one.path for one in live])}")
+            gone += authority.revoke(path, kinds=(kind,), keep=own[-1].serial if keep_newest else None)
     return tuple(gone)
+
+
+def _why_nothing_goes(site: Site, authority: Authority, path: str) -> str:
+    given = [one for one in authority.issued if one.path == path]
+    if any(one.is_live for one in given):
+        return f"{path}: has no papers but the newest that are good"
+    if given:
+        return f"{path}: is revoked already; to let it in again: hfl fleet rotate {path}"
+    known = {one.path for one in authority.issued} | {node for broker in site.brokers() for node in broker.nodes}
+    return f"{path}: has no papers{_meant(path, sorted(known))}"
 
 
 def rotate(home: Home, path: str | None, *, days: int, confirm: Callable[[str], bool]) -> list[str]:
@@ -45,7 +65,7 @@ def rotate(home: Home, path: str | None, *, days: int, confirm: Callable[[str], 
         ConfigError: no such path in the site, or `confirm` does not agree.
     """
     site = home.load()
-    authority = Authority.open(home.authority(site))
+    authority = _authority(home, site)
     path = None if path is None else full(site, path)
     held = holdings(home, site, authority.issued)
     chosen = [
@@ -67,15 +87,18 @@ def rotate(home: Home, path: str | None, *, days: int, confirm: Callable[[str], 
     return [one.subject for one in chosen]
 
 
-def sign(home: Home, file: Path, *, days: int) -> str:
+def sign(home: Home, file: Path, *, days: int, confirm: Callable[[str], bool] = _agreed) -> str:
     """Give a device that keeps its own key its papers; return its path.
 
+    `confirm` is shown the key's fingerprint, to be compared with what the board printed: whoever can swap the file on
+    its way has the name otherwise.
+
     Raises:
-        ConfigError: the file is no good request, or the site has no such device.
+        ConfigError: the file is no good request, the site has no such device, or `confirm` does not agree.
         HflError: as `requests.sign`.
     """
     site = home.load()
-    authority = Authority.open(home.authority(site))
+    authority = _authority(home, site)
     request = requests.read_request_file(file)
     found = next((one for one in _devices(home, authority) if one.path == request.path), None)
     if found is None:
@@ -83,8 +106,20 @@ def sign(home: Home, file: Path, *, days: int) -> str:
             f"{file}: {request.path} is no device with a key of its own in {home.site_file}; "
             f"first: hfl fleet add device NAME --farm FARM --own-key, or name it in own_keys there"
         )
+    told = f"{request.path} asks for papers for the key with the fingerprint {requests.fingerprint(request.key)}\n"
+    if not confirm(told):
+        raise ConfigError("nothing was signed")
     put("node", found.folder, requests.sign(authority, request, days=days))
     return request.path
+
+
+def _authority(home: Home, site: Site) -> Authority:
+    if not site.has_certificates:
+        raise ConfigError(
+            f"{home.site_file}: security is passwords, so there are no papers; to shut somebody out take the name out "
+            "of the file and render"
+        )
+    return Authority.open(home.authority(site))
 
 
 def full(site: Site, path: str) -> str:
@@ -94,8 +129,11 @@ def full(site: Site, path: str) -> str:
 
 
 def _meant(path: str, known: list[str]) -> str:
-    meant = near(path, list(dict.fromkeys(known)))
-    return f"; did you mean {meant}?" if meant is not None and meant != path else ""
+    """Return a question after what was likely meant: a neighbour, for nobody revokes another farm's by a slip."""
+    if path in known:
+        return ""
+    meant = near(path, [one for one in dict.fromkeys(known) if parent(one) == parent(path)])
+    return f"; did you mean {meant}?" if meant is not None else ""
 
 
 def _devices(home: Home, authority: Authority) -> list[Holding]:

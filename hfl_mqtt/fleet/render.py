@@ -28,7 +28,7 @@ UNIT_FILE = "hfl.service"
 _SHOWN = ("mosquitto.conf", "acl", agents.AGENT_FILE, UNIT_FILE)
 #: So many files of one name are listed one by one.
 _FEW = 3
-_SECRET = re.compile(r"^(remote_password ).*$", re.MULTILINE)
+_SECRET = re.compile(r"^(remote_password |remote_clientid [^~\n]*~).*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ whoever copies the file has papers for a key that he has not. The board needs no
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,13 +44,23 @@ class Request(BaseModel):
         return _KIND + json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
+def fingerprint(key: str) -> str:
+    """Return what people compare of a public key: the first half of its SHA-256, in groups of four digits.
+
+    Half of it is 128 bits: nobody finds a second key for that.
+    """
+    digits = hashlib.sha256(bytes.fromhex(key)).hexdigest()[:32]
+    return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))
+
+
 def write_request(federation: str, path: str, directory: Path) -> Path:
     """Write a device's request, and its key where it has none yet; return the request's file.
 
     The same device asks twice with the same words: its key is never replaced.
 
     Raises:
-        ConfigError: a federation or a node cannot be called so, or its `node.key` is no key.
+        ConfigError: a federation or a node cannot be called so, its `node.key` is no key, or is that of another
+            device, as a request that lies beside it says.
         HflError: the directory cannot be written.
     """
     if not is_federation(federation) or not is_path(path) or "/" not in path:
@@ -66,10 +77,25 @@ def write_request(federation: str, path: str, directory: Path) -> Path:
         write_private(key_file, PrivateKey.generate().pem().encode())
     key = PrivateKey.read(key_file)
     request = Request(federation=federation, path=path, key=key.public)
+    _check_is_its_own(key_file, request)
     body = {**request.model_dump(), "signature": encode(key.sign(request.statement()))}
     out = directory / f"{path.rpartition('/')[2]}.request"
     write_private(out, (json.dumps(body, indent=1) + "\n").encode())
     return out
+
+
+def _check_is_its_own(key_file: Path, own: Request) -> None:
+    """Refuse to ask with a key that has been asked for under another name: nobody could tell the two devices apart."""
+    for file in sorted(key_file.parent.glob("*.request")):
+        try:
+            other = read_request_file(file)
+        except ConfigError:
+            continue
+        if other.key == own.key and other != own:
+            raise ConfigError(
+                f"{key_file}: is the key of {other.path} ({file.name}) in {other.federation}; another device needs a "
+                f"key of its own: give another --out. If this board has a new name, delete both files and ask again"
+            )
 
 
 def read_request(text: str) -> Request:

@@ -109,16 +109,22 @@ def create(
     """Write a site file without farms.
 
     Raises:
-        ConfigError: there is one already, or a name in it cannot be one.
+        ConfigError: there is one already, or a name in it cannot be one; then no folder is left that was not there.
     """
     home = Home(folder)
     if home.site_file.exists():
         raise ConfigError(f"{home.site_file} is there already: add to it with `hfl fleet add`, or choose another --dir")
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     text = _NEW.format(name=_scalar(name), security=security, cloud_host=_scalar(cloud_host), task=_scalar(task))
     if authority is not None:
         text += f"# The folder of the keys that everything is signed with.\nauthority: {_scalar(authority)}\n"
-    _replace(home, text)
+    try:
+        _replace(home, text)
+    except BaseException:
+        for each in made:
+            each.rmdir()
+        raise
     return home
 
 
@@ -262,6 +268,8 @@ def _replace(home: Home, text: str) -> None:
         load_role(tried, Site)
         files.rename(tried, home.site_file)
     except ConfigError as error:
-        raise ConfigError(str(error).replace(str(tried), str(home.site_file))) from None
+        # Without line and column, which are those of a file that nobody will see.
+        told = re.sub(rf"^{re.escape(str(tried))}(:\d+)*:? *", "", str(error), flags=re.MULTILINE)
+        raise ConfigError(f"{told}\n{home.site_file}: nothing was written, for it could not be read then") from None
     finally:
         tried.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from hfl_mqtt.config.site import node_folder
+from hfl_mqtt.config.site import bridge_account, node_folder
 from hfl_mqtt.fleet.authority import Authority
 from hfl_mqtt.fleet.holdings import Holding, Standing
 from hfl_mqtt.fleet.render import plan
@@ -109,6 +109,11 @@ def _line(one: Holding, now_s: float) -> Line:
     return Line(holding=one, days_left=days, remedy=remedy)
 
 
+def _path_of(subject: str) -> str:
+    """Return whose papers these are, as `hfl fleet revoke` is to be told."""
+    return subject.removeprefix("broker ").removeprefix(bridge_account(""))
+
+
 def text(found: Status) -> str:
     """Return the status for people."""
     counts: dict[str, int] = {}
@@ -126,7 +131,10 @@ def text(found: Status) -> str:
         for line in found.lines
         if line.remedy
     ]
-    out += [f"{name}: its papers are good and it is not in the site -> hfl fleet revoke" for name in found.left_behind]
+    out += [
+        f"{name}: its papers are good and it is not in the site -> hfl fleet revoke {_path_of(name)}"
+        for name in found.left_behind
+    ]
     if found.drift:
         most = 8
         more = f" and {len(found.drift) - most} more" if len(found.drift) > most else ""

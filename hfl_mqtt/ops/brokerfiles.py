@@ -22,6 +22,8 @@ from hfl_mqtt.protocol import topics
 MAX_PACKET = 1_000_000
 #: Per client. Mosquitto's own 1000 silently drops the newest, even for an aggregator that is connected and busy.
 MAX_QUEUED = 100_000
+#: What stands in place of every secret in the committed example.
+PLACEHOLDER = "CHANGE-ME"
 #: What lies beside the configuration where the site has certificates, and which setting names it.
 CA_FILE, CRL_FILE = "ca.crt", "crl.pem"
 BROKER_FILES = ("broker.crt", "broker.key")
@@ -94,6 +96,7 @@ def configuration(site: Site, broker: Broker, passwords: Mapping[str, str], layo
         "# The default of 1000 drops the newest, silently, even for a connected aggregator.",
         f"max_queued_messages {MAX_QUEUED}",
         f"max_packet_size {MAX_PACKET}",
+        *([] if broker.place.memory_mb is None else [f"memory_limit {broker.place.memory_mb}000000"]),
         "# Small packets go out at once; otherwise a round waits 40 ms at every hop.",
         "set_tcp_nodelay true",
         "# A device that stays away longer loses its session, not its place.",
@@ -109,7 +112,7 @@ def configuration(site: Site, broker: Broker, passwords: Mapping[str, str], layo
             identity = [f"bridge_{kind} {config_dir}/{name}" for kind, name in _BRIDGE_FILES]
         else:
             identity = [f"remote_username {account}", f"remote_password {passwords[account]}"]
-        lines += _bridges(site, broker, broker.above, identity, layout)
+        lines += _bridges(site, broker, broker.above, identity, passwords[account], layout)
     return "\n".join(lines) + "\n"
 
 
@@ -132,7 +135,7 @@ def _listeners(site: Site, place: Place, config_dir: str) -> list[str]:
     return [*lines, *browsers, *(own if browsers else [])]
 
 
-def _bridges(site: Site, broker: Broker, above: Broker, identity: list[str], layout: Layout) -> list[str]:
+def _bridges(site: Site, broker: Broker, above: Broker, identity: list[str], secret: str, layout: Layout) -> list[str]:
     assert isinstance(broker.place, Farm)
     address = broker.place.uplink or f"{above.place.host}:{above.place.port}"
     carried = {
@@ -144,8 +147,9 @@ def _bridges(site: Site, broker: Broker, above: Broker, identity: list[str], lay
         lines += [
             f"connection {broker.directory}-{kind}",
             f"address {address}",
-            # Never the default, which is the host name: cloned SD cards would throw each other out.
-            f"remote_clientid {topics.bridge_client(broker.path, kind)}",
+            # Never the default, which is the host name: cloned SD cards would throw each other out. It holds a secret:
+            # whoever connects under it, as whomever, ends this connection; at this end it is `local.` and the same.
+            f"remote_clientid {_bridge_session(broker.path, kind, secret)}",
             *identity,
             # With mqttv50, Mosquitto 2.0 loses what came down while the link was cut.
             "bridge_protocol_version mqttv311",
@@ -154,12 +158,26 @@ def _bridges(site: Site, broker: Broker, above: Broker, identity: list[str], lay
             f"bridge_max_packet_size {MAX_PACKET}",
             f"restart_timeout {layout.retry_s[0]} {layout.retry_s[1]}",
             "keepalive_interval 60",
-            f"notifications {'true' if kind == 'ctl' else 'false'}",
+            *(_notes(broker.path) if kind == "ctl" else ["notifications false"]),
             *(f"topic {pattern} {direction} {qos}" for pattern, direction, qos in patterns),
             *([f"topic {topics.bridge_echo(site.federation, broker.path)}"] if kind == "data" else []),
             "",
         ]
     return lines[:-1]
+
+
+def _notes(path: str) -> list[str]:
+    # By a name without the secret, which viewers read, and not at the upper broker: there it is never granted.
+    return ["notifications true", "notifications_local_only true", f"notification_topic {topics.bridge_state(path)}"]
+
+
+def _bridge_session(path: str, kind: str, secret: str) -> str:
+    """Return a client id that nobody can guess: the secret is not in it, because brokers log it."""
+    name = topics.bridge_client(path, kind)
+    if secret == PLACEHOLDER:
+        return f"{name}~{PLACEHOLDER}"
+    key = hashlib.sha256(b"hfl-mqtt bridge 1\0" + secret.encode()).digest()
+    return f"{name}~{hashlib.blake2b(name.encode(), key=key, digest_size=8).hexdigest()}"
 
 
 def rights(site: Site, broker: Broker, shut_out: Collection[str]) -> str:

@@ -25,6 +25,7 @@ from hfl_mqtt.ops.brokerfiles import (
     INSTALLED,
     MAX_PACKET,
     MAX_QUEUED,
+    PLACEHOLDER,
     Layout,
     at,
     configuration,
@@ -55,9 +56,6 @@ __all__ = [
     "write_to",
 ]
 
-#: What stands in place of every secret in the committed example.
-PLACEHOLDER = "CHANGE-ME"
-
 #: A password that can stand in a Mosquitto configuration.
 _PASSWORD = re.compile(r"[!-~]{8,200}\Z")
 
@@ -76,12 +74,12 @@ def render(
 ) -> list[Rendered]:
     """Return the files of every broker but for certificates and keys; the same arguments give the same bytes.
 
-    `passwords` has one for every account of the site that has a password. Accounts in `shut_out` get no rights.
+    `passwords` has one for every account of the site that has a secret. Accounts in `shut_out` get no rights.
 
     Raises:
         ConfigError: a password is missing, or cannot stand in a Mosquitto configuration.
     """
-    for account in site.with_password():
+    for account in site.with_secret():
         if not _PASSWORD.match(passwords.get(account, "")):
             raise ConfigError(
                 f"{PASSWORDS_FILE}: {account}: a password is 8 to 200 printable ASCII characters without spaces; "
@@ -99,7 +97,7 @@ def render(
 
 def render_example(site: Site) -> list[Rendered]:
     """Return the files that can be shown to everybody: `CHANGE-ME` for every secret, and no password files."""
-    files = render(site, dict.fromkeys(site.with_password(), PLACEHOLDER))
+    files = render(site, dict.fromkeys(site.with_secret(), PLACEHOLDER))
     return [file for file in files if not file.path.endswith("/passwd")]
 
 
@@ -133,7 +131,8 @@ def render_to(site: Site, out_dir: Path, layout: Layout = INSTALLED) -> list[Out
 
 def secret_files(site: Site, passwords: Mapping[str, str]) -> list[Rendered]:
     """Return the file of all passwords, and one for each account of a node or a person."""
-    head = "# Every account's password. Keep it secret and keep it: rendering again takes the passwords from here.\n"
+    head = "# Every account's password, and what bridges' client ids are made of. Keep it secret and keep it: rendering"
+    head += " again takes them from here.\n"
     return [
         Rendered(path=PASSWORDS_FILE, content=head + yaml.safe_dump(dict(passwords), sort_keys=True)),
         *(
@@ -162,7 +161,7 @@ def secret_path(out_dir: Path, account: str) -> Path:
 
 
 def read_passwords(site: Site, out_dir: Path) -> dict[str, str]:
-    """Return the passwords kept in the output, and a new one for each account that has none; nothing is written.
+    """Return the secrets kept in the output, and a new one for each account that has none; nothing is written.
 
     Raises:
         ConfigError: `passwords.yaml` is not a mapping of accounts to passwords, or cannot be read.
@@ -184,7 +183,7 @@ def read_passwords(site: Site, out_dir: Path) -> dict[str, str]:
         raise ConfigError(
             f"{path} is not a mapping of accounts to passwords; quote a password that looks like a number"
         )
-    return {**{account: secrets.token_urlsafe(32) for account in site.with_password()}, **kept}
+    return {**{account: secrets.token_urlsafe(32) for account in site.with_secret()}, **kept}
 
 
 def _write(out_dir: Path, file: Rendered) -> bool:

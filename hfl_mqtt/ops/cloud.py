@@ -13,8 +13,12 @@ from hfl_mqtt.config.models import CloudConfig
 from hfl_mqtt.errors import HflError
 from hfl_mqtt.ops.journal import Journal
 from hfl_mqtt.ops.serve import echo_line
+from hfl_mqtt.ops.steering import RESUME, is_paused
 from hfl_mqtt.roles import cloud as role
 from hfl_mqtt.roles.process import Process, stopped_by_signals
+from hfl_mqtt.rounds.actions import note
+from hfl_mqtt.rounds.standing import KEY
+from hfl_mqtt.state.vault import peek
 
 SUMMARY = "summary.json"
 JOURNAL = "journal.jsonl"
@@ -52,6 +56,8 @@ def run_cloud(
         with ExitStack() as stack:
             journal = Journal(folder / JOURNAL, echo=None if quiet else echo_line, as_json=as_json)
             stack.enter_context(journal)
+            if beginning.is_resumed and is_paused(beginning.opened.vault.of(config.name), run.id):
+                journal(config.name, note("paused", run=run.id, reason=f"by hand, before this start; {RESUME}"))
 
             def during(process: Process) -> None:
                 begun(process)
@@ -62,9 +68,10 @@ def run_cloud(
         beginning.opened.vault.close()
     if result is None:
         if is_shown:
+            held = is_paused(peek(config.state_path(), config.name, KEY), run.id)
             echo_line(
                 f"the run {run.id} is not over: start this cloud again and it goes on where it was, or begin another "
-                f"with --new; its files lie in {folder}"
+                f"with --new; its files lie in {folder}{f'; it is paused: {RESUME} then' if held else ''}"
             )
         return
     files.write_text(folder / SUMMARY, json.dumps(_summary(config, result), indent=2) + "\n")

@@ -27,7 +27,7 @@ _LOUD = {
     "run", "opened", "closed", "missed", "extended", "scored", "joined", "lost", "left", "refused", "declined",
     "malformed", "stranger", "disconnected", "connected", "rejected", "scoring_failed", "waiting", "incomplete",
     "failed", "stopping", "chain_broken", "halted", "went_on", "damaged", "restored", "ordered", "cloned",
-    "leads", "steps_down", "moved", "quarantined", "released", "in_quarantine",
+    "leads", "steps_down", "moved", "quarantined", "released", "in_quarantine", "paused",
 }  # fmt: skip
 
 #: A journal takes at most twice this: the file and the one before it.

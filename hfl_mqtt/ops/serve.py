@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,20 @@ from hfl_mqtt.roles.process import Process, Record, stopped_by_signals
 
 
 def echo_line(line: str) -> None:
-    """Print one line at once, to be read while a run goes on; what a peer put into it commands no terminal."""
-    sys.stdout.write(plain(line) + "\n")
-    sys.stdout.flush()
+    """Print one line at once, to be read while a run goes on; what a peer put into it commands no terminal.
+
+    Where nobody reads any more, as after `| head -1`, all that follows is dropped: a run is worth more than its words.
+    """
+    if sys.stdout is None:  # closed before we began
+        return
+    try:
+        sys.stdout.write(plain(line) + "\n")
+        sys.stdout.flush()
+    except OSError:
+        # What could not be written is still buffered and would fail again at the program's end; it goes nowhere now.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def serve(make: Callable[[Record], Process], journal_path: Path, *, quiet: bool, as_json: bool) -> None:

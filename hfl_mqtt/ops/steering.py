@@ -10,18 +10,29 @@ import json
 import os
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hfl_mqtt.config.models import CloudConfig, EdgeConfig
 from hfl_mqtt.errors import BrokerError, HflError, Malformed
 from hfl_mqtt.ops.serve import echo_line
-from hfl_mqtt.protocol.messages import Control, Message, Metrics, Order, Phase, RoundCall, State, StateName, round_text
+from hfl_mqtt.protocol.messages import (
+    Buffer,
+    Control,
+    Message,
+    Metrics,
+    Order,
+    Phase,
+    RoundCall,
+    State,
+    StateName,
+    round_text,
+)
 from hfl_mqtt.protocol.topics import control_filters
 from hfl_mqtt.protocol.wire import Frame, decode, encode
 from hfl_mqtt.roles import runs
-from hfl_mqtt.rounds.standing import Standing
+from hfl_mqtt.rounds.standing import KEY, Standing
 from hfl_mqtt.state.vault import peek
 from hfl_mqtt.transport.link import Arrived, Down, LinkEvent, Up
 from hfl_mqtt.transport.mqtt import MqttLink
@@ -29,6 +40,7 @@ from hfl_mqtt.transport.mqtt import MqttLink
 #: How long the broker, and the cloud, have to answer; and when nothing retained is expected any more.
 ANSWER_S = 10.0
 QUIET_S = 0.5
+RESUME = "hfl run resume lets it go on"
 _GONE = {StateName.LOST: "was lost", StateName.DISCONNECTED: "has ended"}
 
 
@@ -69,18 +81,16 @@ def steer(config: CloudConfig, order: Order, *, wait_s: float, as_json: bool, ru
             echo_line(_DONE[order] if is_done else f"not so yet after {wait_s:g} s: it will be, see hfl run status")
 
 
-def status(config: CloudConfig, *, as_json: bool) -> None:
+def status(config: CloudConfig, *, as_json: bool) -> int:
     """Print how the run stands: what the cloud has said, and where it does not run, what it has kept.
 
-    Raises:
-        BrokerError: no broker answers, and the state folder has nothing to tell either.
+    Returns:
+        The exit code: 0, or where nothing is kept either, 4 without a broker and 1 where the cloud was never heard of.
     """
     with Ear(config, config.name) as ear:
         try:
-            ear.connect()
+            ear.connect(is_patient=False)
         except BrokerError as error:
-            if not _kept(config):
-                raise
             found = {"broker": str(error), **_status(config, None)}
         else:
             found = _status(config, ear)
@@ -89,10 +99,20 @@ def status(config: CloudConfig, *, as_json: bool) -> None:
     else:
         for line in _lines(config, found):
             echo_line(line)
+    if "state" in found or found["kept"]:
+        return 0
+    return BrokerError.exit_code if "broker" in found else HflError.exit_code
+
+
+def is_paused(kept: Mapping[str, Buffer], run: str) -> bool:
+    """Whether somebody held this run back and nobody has let it go on, by what its cloud keeps."""
+    standing = Standing.read(kept)
+    # A pause holds nothing back any more once the run is being ended.
+    return standing is not None and standing.run == run and standing.is_paused and standing.stopped is None
 
 
 _DONE = {
-    Order.PAUSE: "paused: no round is open; hfl run resume lets it go on",
+    Order.PAUSE: f"paused: no round is open; {RESUME}",
     Order.RESUME: "the run goes on",
     Order.STOP: "stopped: the run is over, with the model it has",
     Order.DRAIN: "drained: the cloud has ended; start it again and the run goes on",
@@ -122,22 +142,27 @@ def _status(config: CloudConfig, ear: Ear | None) -> dict[str, Any]:
             found |= {"run": ear.call.run, "round": round_text(ear.call.round), "phase": ear.call.phase.value}
         found["metrics"] = ear.metrics
     if ear is None or ear.state is None or ear.state.state in _GONE:
-        found["kept"] = _kept(config)
+        try:
+            found["kept"] = _kept(config)
+        except (HflError, OSError) as error:
+            found |= {"kept": {}, "unread": str(error)}
     return found
 
 
 def _kept(config: CloudConfig) -> dict[str, Any]:
-    """Return what the state folder tells of an unfinished run; nothing where there is none."""
-    try:
-        kept = peek(config.state_path(), config.name, runs.RUN, runs.SECONDS, "run/state")
-    except HflError:
-        return {}
+    """Return what the state folder tells of an unfinished run; nothing where there is none.
+
+    Raises:
+        HflError: there is no such folder, or it cannot be read.
+        OSError: it may not even be looked for.
+    """
+    kept = peek(config.state_path(), config.name, runs.RUN, runs.SECONDS, KEY)
     run, standing = runs.read_run(kept), Standing.read(kept)
     if run is None:
         return {}
     found = {"run": run.id, "folder": run.folder, "lives": run.lives, "seconds": runs.read_seconds(kept)}
     if standing is not None and standing.run == run.id:
-        found |= {"version": standing.version, "is_paused": standing.is_paused, "is_over": standing.is_over}
+        found |= {"version": standing.version, "is_paused": is_paused(kept, run.id), "is_over": standing.is_over}
     return found
 
 
@@ -147,9 +172,10 @@ def _lines(config: CloudConfig, found: dict[str, Any]) -> list[str]:
         lines.append(found["broker"])
     state = found.get("state")
     if state is not None:
-        lines.append(f"{config.name}: {state}" + (f", {found['reason']}" if found["reason"] else ""))
+        said = f", {found['reason']}" if found["reason"] else ""
+        lines.append(f"{config.name}: {state}{said}" + (f"; {RESUME}" if state == StateName.PAUSED.value else ""))
     elif "broker" not in found:
-        lines.append(f"{config.name}: never heard of in {config.federation}")
+        lines.append(f"{config.name}: never heard of in {config.federation}; start it with hfl cloud")
     if "run" in found:
         lines.append(f"run {found['run']}: {found['round']} {found['phase']}")
     metrics = found.get("metrics") or {}
@@ -158,14 +184,27 @@ def _lines(config: CloudConfig, found: dict[str, Any]) -> list[str]:
     kept = found.get("kept")
     if kept:
         where = f"model version {kept['version']} of {config.rounds}" if "version" in kept else "before its first round"
-        held = ", paused" if kept.get("is_paused") else ""
-        lines.append(f"unfinished run {kept['run']}: {where}{held}, {kept['seconds']:g} s so far; {_remedy(config)}")
+        lines.append(f"unfinished run {kept['run']}: {where}, {kept['seconds']:g} s so far; {_start(kept)}")
+    elif "unread" in found:
+        lines.append(found["unread"])
+    elif kept is not None:
+        lines.append(f"{config.state_path()}: no unfinished run is kept there")
     return lines
 
 
 def _remedy(config: CloudConfig) -> str:
-    kept = _kept(config)
-    return f"start it with hfl cloud, and the run {kept['run']} goes on" if kept else "start it with hfl cloud"
+    try:
+        return _start(_kept(config))
+    except (HflError, OSError):
+        return _start({})  # the folder may be on another machine
+
+
+def _start(kept: Mapping[str, Any]) -> str:
+    if not kept:
+        return "start it with hfl cloud"
+    if kept.get("is_paused"):
+        return f"start it with hfl cloud; the run {kept['run']} is paused until hfl run resume is said to it then"
+    return f"start it with hfl cloud, and the run {kept['run']} goes on"
 
 
 @dataclass(slots=True)
@@ -204,14 +243,18 @@ class Ear:
         """Whether that is the last state heard."""
         return self.state is not None and self.state.state is state
 
-    def connect(self) -> None:
-        """Connect, and take in what is retained."""
+    def connect(self, *, is_patient: bool = True) -> None:
+        """Connect, and take in what is retained; who is patient waits for a broker that is not there yet.
+
+        Raises:
+            BrokerError: there is no broker, or it refuses the account.
+        """
         assert self._link is not None
         self._link.open()
         reason, deadline_s, is_up = "", time.monotonic() + ANSWER_S, False
         while not is_up:
             event = self._next(deadline_s)
-            if event is None or (isinstance(event, Down) and event.is_fatal):
+            if event is None or (isinstance(event, Down) and (event.is_fatal or not is_patient)):
                 reason = event.reason if isinstance(event, Down) else reason
                 raise BrokerError(reason or f"no broker answers at {self.where}: start it, and check host and port")
             if isinstance(event, Down):

@@ -29,6 +29,17 @@ LOOK_S = 0.5
 MAX_ROWS = 1000
 #: Retained messages arrive right after the subscription; a snapshot waits until none has come for this long.
 QUIET_S = 0.7
+#: What a link says of a configuration, and how the command line says it; longer ones first.
+_IN_OPTIONS = {
+    "set broker.tls.cert_file and key_file": "give --cert and --key",
+    "Then its configuration here needs broker.tls": "Then give --ca",
+    "say that name in broker.tls.server_name": "give that name to --host",
+    "cert_file": "--cert",
+    "key_file": "--key",
+    "ca_file": "--ca",
+}
+_CHECK = "check user name and password here and in the broker's password file, then reload the broker"
+_GIVE = "no password was given: give --password-file or --password-env, and --user where the account has another name"
 
 
 class _Options(BrokerConfig):
@@ -53,13 +64,26 @@ def account_of(**options: Any) -> Account:
         broker = _Options.model_validate(given)
     except ValidationError as error:
         mistakes = explain(error, _Options, given, lambda _: None)
-        raise ConfigError("\n".join(f"--{_option(each.path)}: {each.text}" for each in mistakes)) from None
+        told = [f"--{_option(each.path)}: {_with_options(each.text)}" for each in mistakes]
+        raise ConfigError("\n".join(told)) from None
     return broker.account("viewer")
 
 
 def _option(path: KeyPath) -> str:
     text = key_text(path)
     return _TLS.get(text.removeprefix("tls."), text).replace("_", "-")
+
+
+def in_options(account: Account, reason: str) -> str:
+    """Return why a link is down with options of the command line in place of the keys of a configuration."""
+    has_none = account.password is None and (account.tls is None or account.tls.certificate is None)
+    return _with_options(reason.replace(_CHECK, _GIVE) if has_none else reason)
+
+
+def _with_options(text: str) -> str:
+    for key, option in _IN_OPTIONS.items():
+        text = text.replace(key, option)
+    return text
 
 
 def watch(account: Account, federation: str, *, once: bool, as_json: bool, wait_s: float = 10.0) -> None:
@@ -74,7 +98,9 @@ def watch(account: Account, federation: str, *, once: bool, as_json: bool, wait_
     try:
         viewer.answered.wait(wait_s)
         if not viewer.is_up:
-            raise BrokerError(viewer.reason or f"no broker answers at {account.host}:{account.port}: is it one?")
+            raise BrokerError(
+                in_options(account, viewer.reason) or f"no broker answers at {account.host}:{account.port}: is it one?"
+            )
         if once or as_json:
             while (left_s := viewer.retained_s + QUIET_S - time.monotonic()) > 0:
                 arrived.wait(left_s)
@@ -84,7 +110,7 @@ def watch(account: Account, federation: str, *, once: bool, as_json: bool, wait_
         with signals.noticed() as caught, Live(console=Console(), refresh_per_second=4, screen=False) as live:
             while not caught:
                 if viewer.failure is not None:
-                    raise viewer.failure
+                    raise BrokerError(in_options(account, str(viewer.failure)))
                 most = max(8, live.console.height - 6)
                 shown = _shown(viewer, federation, most=most, width=live.console.width)
                 live.update(shown)

@@ -68,6 +68,9 @@ MAX_FRAMES = 4096
 MAX_WEIGHT = 2**40
 #: So many children's updates of a round always fit together: each may have that part of `MAX_WEIGHT`.
 MIN_SHARERS = 1024
+#: Bytes that an update may say were moved for it: so many times the largest update and the model, for each child that
+#: may be below. It stands for all that came to nothing before; what is said beyond it is not counted.
+MAX_MOVED = 64
 #: What a metric adds up to; a million of them are still a float.
 MAX_TOTAL = 1e300
 #: Metrics of one update, and of a round.

@@ -22,7 +22,17 @@ from hfl_mqtt.protocol.limits import MAX_DEPTH, MAX_PATH
 JSON_ROOT = "hfl"
 BINARY_ROOT = "hflb"
 MARK = "@"
-_ECHO = "doctor/echo"
+#: An update's parts take turns on so many topics: a broker works on them side by side.
+UP_SLOTS = 4
+
+#: What a node says, by name. Rights name each: with a `#` one stolen board could retain topics without end, and call
+#: them what a bridge carries on.
+_SAID = ("state", "info", "metrics", "identity")
+_SAID_TO_CHILDREN = ("round", "quarantine", "lease")
+_TOLD = ("update", "decline", "resend", "moving")
+_ASKED = ("receipt", "resend", "assign", "quarantine")
+#: Where `hfl doctor` tries those rights, two levels below a channel, and where an echo through a bridge begins.
+_TRY, _PART, _ECHO = "doctor/try", "doctor/part", "doctor/echo"
 
 _SEGMENT = r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,62}"
 #: A node's name: 1 to 8 segments of letters, digits, `_`, `.` and `-`, each starting with a letter or digit.
@@ -203,7 +213,7 @@ def bridge_account(path: str) -> str:
 
 
 def bridge_client(path: str, kind: str) -> str:
-    """Return the client id of one of its two connections: `ctl` or `data`."""
+    """Return what one of its two connections is called, `ctl` or `data`: its client id begins so."""
     return f"{bridge_account(path)}/{kind}"
 
 
@@ -227,7 +237,8 @@ def is_sensor_topic(text: str) -> bool:
     levels = text.split("/")
     is_filter = all(level == "+" or not set(level) & set("+#\0") for level in levels)
     is_apart = levels[0] not in ("", "+", JSON_ROOT, BINARY_ROOT) and not levels[0].startswith("$")
-    return is_filter and is_apart and len(text) <= MAX_PATH
+    # Printable, because it stands in a broker's ACL, where a line's end would begin another right.
+    return is_filter and is_apart and text.isprintable() and len(text) <= MAX_PATH
 
 
 def viewer_filter(federation: str) -> str:
@@ -241,35 +252,49 @@ def acl_node(federation: str, path: str, *, has_children: bool) -> list[tuple[st
     A device speaks for itself alone, `stat`, `tele` and `up`, and hears its parent's broadcast and its own commands. An
     aggregator (`has_children`) also says its model, reads its own `stat` (who holds the lease) and what its children
     say, and commands them. The root has nobody above it: people ask of it through `cmnd/control`, in its own name.
+
+    What may be written is named, so that a stolen device leaves no more than 16 messages at its broker; a model's slots
+    are as many as it has parts, on one level.
     """
-    own_json, own_binary = f"{JSON_ROOT}/{federation}/{path}", f"{BINARY_ROOT}/{federation}/{path}"
+    own_json, own_binary = (f"{root}/{federation}/{path}/{MARK}" for root in (JSON_ROOT, BINARY_ROOT))
     above = parent(path)
     rights = [
-        ("readwrite" if has_children else "write", f"{own_json}/{MARK}/stat/#"),
-        ("read", f"{own_json}/{MARK}/cmnd/#"),
+        *_write(f"{own_json}/stat", *_SAID, _TRY),
+        ("read", f"{own_json}/cmnd/#"),
     ]
     if above is None:
-        rights.append(("write", f"{own_json}/{MARK}/cmnd/control"))
+        rights.append(("write", f"{own_json}/cmnd/control"))
     else:
         rights += [
-            ("write", f"{own_json}/{MARK}/tele/#"),
-            ("write", f"{own_binary}/{MARK}/up/#"),
+            *_write(f"{own_json}/tele", *_TOLD, _TRY),
+            *_write(f"{own_binary}/up", *_up_slots(), _TRY),
             ("read", f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/#"),
             ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/#"),
             ("read", f"{BINARY_ROOT}/{federation}/{above}/{MARK}/key/#"),
         ]
     if not has_children:
-        return rights
+        return [*rights, ("write", f"{own_binary}/up/{_PART}")]
+    each_json, each_binary = (f"{root}/{federation}/{path}/+/{MARK}" for root in (JSON_ROOT, BINARY_ROOT))
     return [
         *rights,
-        *([] if above is None else [("read", bridge_state(path))]),
-        ("write", f"{own_binary}/{MARK}/down/#"),
-        ("write", f"{own_binary}/{MARK}/key/#"),
-        ("read", f"{own_json}/+/{MARK}/stat/#"),
-        ("read", f"{own_json}/+/{MARK}/tele/#"),
-        ("write", f"{own_json}/+/{MARK}/cmnd/#"),
-        ("read", f"{own_binary}/+/{MARK}/up/#"),
+        *([] if above is None else [("read", bridge_state(path)), ("write", f"{own_json}/stat/{_ECHO}")]),
+        *_write(f"{own_json}/stat", *_SAID_TO_CHILDREN),
+        ("read", f"{own_json}/stat/#"),
+        *_write(f"{own_binary}/down", "+", _TRY),
+        *_write(f"{own_binary}/key", "+", _TRY),
+        ("read", f"{each_json}/stat/#"),
+        ("read", f"{each_json}/tele/#"),
+        *_write(f"{each_json}/cmnd", *_ASKED, _TRY, _PART),
+        ("read", f"{each_binary}/up/#"),
     ]
+
+
+def _write(channel: str, *names: str) -> list[tuple[str, str]]:
+    return [("write", f"{channel}/{name}") for name in names]
+
+
+def _up_slots() -> list[str]:
+    return [str(slot) for slot in range(UP_SLOTS)]
 
 
 def acl_viewer() -> list[tuple[str, str]]:
@@ -280,8 +305,8 @@ def acl_viewer() -> list[tuple[str, str]]:
 def acl_bridge(federation: str, path: str, *, device_metrics: bool = False) -> list[tuple[str, str]]:
     """Rights at the upper broker of the bridge that carries the subtree of `path`: to what it carries, and no more.
 
-    Its notification there (`bridge_state`) is denied, whatever is granted: under `$SYS` Mosquitto lets nobody write but
-    itself, and bridges whose client id has no `/`. It is read at the lower broker, which says it too.
+    It says nothing there of its own state (`bridge_state`): that is read at the lower broker. Nodes below may have any
+    name, so who has stolen a farm's box can retain states under names without end.
     """
     carried = [*bridge_control(federation, path, device_metrics=device_metrics), *bridge_data(federation, path)]
     return [
@@ -309,7 +334,7 @@ def bridge_control(federation: str, path: str, *, device_metrics: bool = False) 
     return [
         *((f"{own}/{MARK}/stat/{name}", "out", 1) for name in ("state", "info", "metrics", "identity", "quarantine")),
         *((f"{level}/{MARK}/stat/{name}", "out", 1) for level in levels for name in below),
-        (f"{own}/{MARK}/tele/#", "out", 1),
+        *((f"{own}/{MARK}/tele/{name}", "out", 1) for name in _TOLD),
         (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/round", "in", 0),
         (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/state", "in", 0),
         (f"{JSON_ROOT}/{federation}/{above}/{MARK}/stat/identity", "in", 0),
@@ -325,7 +350,7 @@ def bridge_data(federation: str, path: str) -> list[tuple[str, str, int]]:
     """
     above = parent(path)
     return [
-        (f"{BINARY_ROOT}/{federation}/{path}/{MARK}/up/#", "out", 1),
+        *((f"{BINARY_ROOT}/{federation}/{path}/{MARK}/up/{name}", "out", 1) for name in _up_slots()),
         (f"{BINARY_ROOT}/{federation}/{above}/{MARK}/down/#", "in", 0),
         (f"{BINARY_ROOT}/{federation}/{above}/{MARK}/key/#", "in", 0),
     ]

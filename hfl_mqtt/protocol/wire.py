@@ -43,7 +43,7 @@ from hfl_mqtt.protocol.messages import (
     Want,
     WantModel,
 )
-from hfl_mqtt.protocol.topics import Channel, Topic, slot
+from hfl_mqtt.protocol.topics import UP_SLOTS, Channel, Topic, slot
 
 _JSON_TYPES: dict[tuple[Channel, str], type[Any]] = {
     (kind.channel, kind.name): kind
@@ -107,7 +107,7 @@ def encode(message: Message, federation: str, path: str) -> Frame:
         if isinstance(message, ModelPart):
             name = slot(message.frame, message.index)
         else:
-            name = str(message.index % 4 if isinstance(message, UpdatePart) else message.index)  # a few shards
+            name = str(message.index % UP_SLOTS if isinstance(message, UpdatePart) else message.index)
     else:
         name, payload = message.name, _json(message)
     topic = str(Topic(federation, path, channel, name))

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from hfl_mqtt.errors import HflError, Malformed
-from hfl_mqtt.learning.sources.readings import MAX_READING, read_payload
+from hfl_mqtt.learning.sources.readings import BELIEVABLE_S, MAX_AHEAD_S, MAX_READING, read_payload
 from hfl_mqtt.learning.sources.source import Column, Source
 from hfl_mqtt.learning.sources.window import Window, peek
 from hfl_mqtt.protocol.topics import Filter
@@ -30,10 +30,6 @@ from hfl_mqtt.transport.link import Account, Arrived, Down, LinkEvent, Rejected,
 from hfl_mqtt.transport.matching import FilterTree
 from hfl_mqtt.transport.mqtt import MqttLink
 
-#: A reading from so far ahead of our clock is not believed, where the clock itself is.
-MAX_AHEAD_S = 86_400.0
-#: 2025-01-01: a board whose clock says less has none.
-BELIEVABLE_S = 1_735_689_600.0
 _CLOSE_WAIT_S = 10.0
 _log = logging.getLogger(__name__)
 
@@ -130,7 +126,7 @@ class Sensors:
             account,
             [Filter(topic=topic, qos=1 if source.time else 0, wants_retained=False) for topic in topics],
             lambda event: self._take(device, event),
-            client_id=f"{path}@sensors",
+            client_id=account.session(f"{path}@sensors"),
             clean=not source.time,
         )
         if self._thread is not None:
@@ -277,6 +273,7 @@ class Sensors:
         try:
             reading = read_payload(frame.payload, columns, device.source.time)
             moment_s = came_s if reading.time_s is None else reading.time_s
+            # A clock that is not set judges nothing: the window does when it is.
             if came_s > BELIEVABLE_S and moment_s > came_s + MAX_AHEAD_S:
                 raise Malformed(f"is {(moment_s - came_s) / 86_400:.1f} days ahead of our clock")
         except Malformed as error:

@@ -62,7 +62,7 @@ from hfl_mqtt.rounds.conduct import Bounds, Conduct
 from hfl_mqtt.rounds.downlink import Downlink
 from hfl_mqtt.rounds.ledger import Entry, Identity, Ledger
 from hfl_mqtt.rounds.members import Member
-from hfl_mqtt.rounds.open_round import REMIND_S, OpenRound, Outcome
+from hfl_mqtt.rounds.open_round import REMIND_S, OpenRound, Outcome, most_moved
 from hfl_mqtt.rounds.policy import Waiting, quorum_of
 from hfl_mqtt.rounds.signing import Signer, shown, signed
 
@@ -72,6 +72,10 @@ MAX_REMIND_S = 60.0
 PROGRESS_S = 30.0
 
 
+#: Children of one aggregator; nobody else is heard.
+MAX_CHILDREN = 2**16
+#: Strangers, of whom nothing is known but a name, that have an allowance each; all others share one.
+MAX_STRANGERS = 1024
 #: Where the cards of children lie that were heard.
 CARDS = "cards/"
 #: What a node is given that has no former life.
@@ -135,6 +139,9 @@ class Aggregator:
         self._arithmetic = arithmetic
         self._max_under_way = max_under_way
         self._members: dict[str, Member] = {}
+        self._strangers: set[str] = set()
+        #: What children say of themselves whose cards have not come yet: what is retained comes in any order.
+        self._unproven: dict[str, State] = {}
         self.downlink = Downlink(arithmetic, keep, saved, signer)
         self._ledger = Ledger(saved)
         self._learn_again(saved)
@@ -282,7 +289,7 @@ class Aggregator:
             # A round that came to nothing, called once more: whoever was accepted then is asked for another update.
             attempt=last.attempt + 1 if last is not None and is_anew else 0,
             late=tier.late,
-            number=last.number + 1 if last is not None and last.run == run else 0,
+            number=last.number + 1 if last is not None else 0,
         )
         # Whoever was accepted then, and did not hear of its close, would take it for the round that it has done.
         told = self.tell_close() if is_anew else []
@@ -313,6 +320,7 @@ class Aggregator:
             asked=asked,
             next_remind_s=now + REMIND_S,
             hold_at_most_s=self._hold_s(call, limit),
+            most_moved=most_moved(call.plan, limit + self._arithmetic.model_size(self.downlink.layout)),
         )
 
     def _hold_s(self, call: RoundCall, limit: int) -> float:
@@ -380,15 +388,29 @@ class Aggregator:
             return None
         if self.conduct.is_shunned(sender):
             return []
-        reason = self.conduct.charge(sender, size_bytes, now)
-        return None if reason is None else self._shun(sender, reason, now)
+        charged = self._charged(sender)
+        reason = self.conduct.charge(charged, size_bytes, now)
+        if reason is None:
+            return None
+        return self._shun(sender, reason, now) if charged == sender else []
 
     def malformed(self, sender: str, reason: str, now: float) -> list[Action]:
         """Take it that a child said something that cannot be read."""
         if not is_child(sender, self.path):
             return []
-        too_much = self.conduct.charge_malformed(sender, reason, now)
-        return [] if too_much is None else self._shun(sender, too_much, now)
+        charged = self._charged(sender)
+        too_much = self.conduct.charge_malformed(charged, reason, now)
+        return [] if too_much is None or charged != sender else self._shun(sender, too_much, now)
+
+    def _charged(self, sender: str) -> str:
+        """Return by whose name a message is charged: names cost nothing to whoever makes them up, but us memory."""
+        if sender in self._members or (self._signer is not None and self._signer.knows(sender)):
+            self._strangers.discard(sender)
+        elif sender not in self._strangers:
+            if len(self._strangers) >= MAX_STRANGERS:
+                return self.path
+            self._strangers.add(sender)
+        return sender
 
     def strike(self, sender: str, reason: str, now: float) -> list[Action]:
         """Hold it against a child that it sent, whole, what cannot be counted."""
@@ -414,10 +436,12 @@ class Aggregator:
     def _hear(self, message: FromChild, sender: str, now: float) -> list[Action]:
         if not is_child(sender, self.path):
             return [note("stranger", sender=sender, said=type(message).__name__)]
+        if isinstance(message, messages.Identity):
+            return self._hear_identity(message, sender, now)
+        if sender not in self._members and len(self._members) >= MAX_CHILDREN:
+            return [note("too_many_children", sender=sender, at_most=MAX_CHILDREN)]
         if isinstance(message, State):
             return self._hear_state(message, sender, now)
-        if isinstance(message, messages.Identity):
-            return self._hear_identity(message, sender)
         if isinstance(message, Decline):
             return self._hear_decline(message, sender, now)
         if isinstance(message, WantModel):
@@ -435,6 +459,8 @@ class Aggregator:
 
     def _hear_state(self, state: State, sender: str, now: float) -> list[Action]:
         member = self._members.get(sender)
+        if member is None and self._signer is not None and not self._signer.knows(sender):
+            return self._wait_for_card(state, sender)
         # A smaller boot in a will is an old session's; in a living node's word it is a device that was set up anew.
         if member is not None and state.boot < member.boot and not state.state.is_present:
             return [note("late_will", sender=sender, boot=state.boot)]
@@ -457,14 +483,23 @@ class Aggregator:
             actions += self._settle(now)
         return actions
 
-    def _hear_identity(self, shown: messages.Identity, sender: str) -> list[Action]:
+    def _wait_for_card(self, state: State, sender: str) -> list[Action]:
+        is_known = sender in self._unproven
+        if not is_known and len(self._unproven) >= MAX_STRANGERS:
+            return []  # it says once more that it is there
+        self._unproven[sender] = state
+        return [] if is_known else [note("unidentified", sender=sender)]
+
+    def _hear_identity(self, shown: messages.Identity, sender: str, now: float) -> list[Action]:
         if self._signer is None:
             return []
         try:
             is_new = self._signer.learn(sender, shown.card)
         except Refused as error:
             return [note("identity_refused", sender=sender, reason=str(error))]
-        return [Persist(changes={CARDS + sender: shown.card.encode()}, is_urgent=False)] if is_new else []
+        kept = [Persist(changes={CARDS + sender: shown.card.encode()}, is_urgent=False)] if is_new else []
+        state = self._unproven.pop(sender, None)
+        return [*kept, *(self._hear(state, sender, now) if state is not None else [])]
 
     def _learn_again(self, saved: Mapping[str, Buffer]) -> None:
         """Take in the cards that a former life has heard: what waits at the broker comes before what it retains."""
@@ -609,7 +644,10 @@ class Aggregator:
         try:
             counted = self._add(progress.blob, progress.body_digest, part, sender)
         except (Malformed, Refused) as error:
-            return [*self._refuse(part, sender, str(error), now), *self.strike(sender, str(error), now)]
+            assert self._round is not None
+            is_relayed = self._round.is_relayed(error)
+            refused = self._refuse(part, sender, str(error), now)
+            return refused if is_relayed else [*refused, *self.strike(sender, str(error), now)]
         del progress  # it may be as large as the model, and the round may close now
         return [*counted, *self._settle(now), *self._grant(now)]
 

@@ -138,7 +138,11 @@ class CloudNode(Node):
         self.weights = weights
         self.version = 0
         self.history: list[dict[str, float]] = [{}]
+        #: The last scores on its own test sets, whether such have come in this life, and what each child gave of theirs
+        #: for the newest version that they scored.
         self._central: dict[str, float] = {}
+        self._is_central_known = not schedule.is_scored
+        self._given: dict[str, tuple[float, ...]] = {}
         self._values: dict[str, int | float | str | None] = {}
         self._diary = Diary()
         #: Versions whose scores are not put down yet.
@@ -344,7 +348,9 @@ class CloudNode(Node):
             before = self.moved.get(child, (0, 0))
             self.moved[child] = (before[0] + up, before[1] + down)
         scores = {name: value for name, tally in outcome.tallies.items() if (value := tally.value) is not None}
-        scores.pop("loss", None)
+        for name in ("loss", *self._central):  # what the cloud scores itself is not for others to say
+            scores.pop(name, None)
+        self._given |= {name: outcome.given[name] for name in scores}
         self._keep_scores(self.version, scores)
         if scores:
             actions.append(Note(event="scored", fields={**scores, "version": self.version}))
@@ -377,7 +383,10 @@ class CloudNode(Node):
         return shown
 
     def _look_whether_to_stop(self) -> list[Action]:
-        self.stopped = self._schedule.stop.reason(self.history, sum(map(sum, self.moved.values())))
+        stop, spent = self._schedule.stop, sum(map(sum, self.moved.values()))
+        # Until the cloud's own scores have names, anybody may give one in their name.
+        history = self.history if self._is_central_known else []
+        self.stopped = stop.reason(history, spent, self._given.get(stop.metric, ()))
         if self.stopped is None:
             return []
         return [note("stopping", version=self.version, reason=self.stopped)]
@@ -409,12 +418,15 @@ class CloudNode(Node):
         version = self._scoring.pop(work_id, None)
         if version is None:
             return []
+        self._is_central_known = True
         scores = {name: value for name, tally in tallies.items() if (value := tally.value) is not None}
         self._keep_scores(version, scores)
         if not scores:
             return self._finish_if_scored()
         scored: list[Action] = [Note(event="scored", fields={**scores, "version": version})]
         self._central |= scores
+        for name in scores:
+            self._given.pop(name, None)
         if self._values:
             self._values |= scores
             scored.append(Send(message=Metrics(values=dict(self._values))))
@@ -422,7 +434,8 @@ class CloudNode(Node):
 
     def _publish(self, outcome: Outcome, into: dict[str, int | str]) -> list[Action]:
         """Publish a round's figures; the cloud's own scores stand beside them as they come."""
-        metrics = metrics_of(outcome.round, outcome.tallies, sum(outcome.accepted.values()), outcome.seconds, into=into)
+        tallies = {name: tally for name, tally in outcome.tallies.items() if name not in self._central}
+        metrics = metrics_of(outcome.round, tallies, sum(outcome.accepted.values()), outcome.seconds, into=into)
         assert isinstance(metrics.message, Metrics)
         up, down = (round(sum(pair[way] for pair in self.moved.values()) / 1e6, 3) for way in (0, 1))
         self._values = {**self._central, **metrics.message.values, "mb_up": up, "mb_down": down}

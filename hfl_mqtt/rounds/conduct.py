@@ -34,8 +34,13 @@ AMNESTY_S = 30.0
 #: A strike is forgotten after so long, and that there were quarantines before after that.
 FORGIVE_S = 3600.0
 FORGET_S = 24 * 3600.0
-#: An update is measured by the last norms of so many of the other children, the latest ones; fewer tell too little.
+#: An update is measured by the last norms of so many of the other children, the latest ones. Fewer tell too little,
+#: however wide the bound: of four honest devices three may have what the model knows already, and hardly move.
 NORMS_KEPT, NORMS_NEEDED = 20, 8
+#: So many tell of samples.
+COUNTS_NEEDED = 3
+#: Where children have but a few samples, one that has many is none that has lied.
+LEAST_SAMPLES = 10
 #: Characters of a reason that stands among many.
 _SHORT = 100
 
@@ -45,7 +50,7 @@ class Bounds:
     """What an operator may set: the section `limits:` of a cloud or an edge.
 
     `max_wasted_updates` are bytes that come to nothing in a minute, in sizes of the largest update that makes sense.
-    A `max_norm_ratio` of infinity judges no norms.
+    A `max_norm_ratio` of infinity judges no norms, and such a `max_weight_ratio` no samples.
     """
 
     messages_per_minute: int = 3000
@@ -54,6 +59,7 @@ class Bounds:
     quarantine_s: float = 300.0
     max_quarantine_s: float = 3600.0
     max_norm_ratio: float = 10.0
+    max_weight_ratio: float = 3000.0
     max_samples: int = MAX_WEIGHT // MIN_SHARERS
     slowest_link: int = SLOWEST_LINK
 
@@ -210,13 +216,28 @@ class Conduct:
         back from an outage is not. What comes late has gone further, and so has who has more samples than others: in
         the first rounds a device with a thousand times the data of the others moves 60 times as far in an epoch.
         """
-        others = [known for other, known in self._norms.items() if other != name]
+        others = self._others(name)
         if len(others) < NORMS_NEEDED:
             return inf
         usual, samples = _middle([norm for norm, _ in others]), _middle([count for _, count in others])
         if not usual:
             return inf
         return self.bounds.max_norm_ratio * usual * sqrt(max(weight / samples, 1)) * (1 + staleness)
+
+    def max_weight(self, name: str) -> int:
+        """Return the most samples that are believed to be behind an update of this child.
+
+        They are measured by the others: by the median of many, and by the largest of few, where half may well have
+        little data and the other half much.
+        """
+        counts, most = [float(count) for _, count in self._others(name)], self.bounds.max_samples
+        if len(counts) < COUNTS_NEEDED:
+            return most
+        usual = max(_middle(counts) if len(counts) >= NORMS_NEEDED else max(counts), LEAST_SAMPLES)
+        return int(min(most, self.bounds.max_weight_ratio * usual))
+
+    def _others(self, name: str) -> list[tuple[float, int]]:
+        return [known for other, known in self._norms.items() if other != name]
 
     # -------------------------------------------------------------- quarantine
 

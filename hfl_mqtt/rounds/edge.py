@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from hfl_mqtt.errors import ConfigError, Malformed, Misuse, Refused
 from hfl_mqtt.protocol.blobs import Keep, digest, in_memory
-from hfl_mqtt.protocol.limits import MAX_DEPTH, MAX_MODEL, MAX_TALLIES, MAX_WEIGHT
+from hfl_mqtt.protocol.limits import MAX_DEPTH, MAX_MODEL, MAX_TALLIES, MAX_WEIGHT, MIN_SHARERS
 from hfl_mqtt.protocol.messages import (
     AUTO,
     Buffer,
@@ -480,12 +480,13 @@ class EdgeNode(Node):
 
     def _contribute(self, doing: EdgeWork, now: float) -> list[Action]:
         tallies = doing.tallies if doing.loss is None else {**doing.tallies, "loss": doing.loss}
-        payload, weight = b"", sum(doing.samples.values())
+        # More is believed of nobody, and what one device claims must not cost the others their part.
+        payload, weight = b"", min(sum(doing.samples.values()), MAX_WEIGHT // MIN_SHARERS)
         try:
             if doing.plan.kind is Kind.TRAIN:
                 payload = self._encode(doing)
-            if weight > MAX_WEIGHT or len(tallies) > MAX_TALLIES:
-                raise Refused(f"{weight} samples and {len(tallies)} metrics, at most {MAX_WEIGHT} and {MAX_TALLIES}")
+            if len(tallies) > MAX_TALLIES:
+                raise Refused(f"{len(tallies)} metrics, at most {MAX_TALLIES}")
         except Refused as error:
             self._work = None
             return self._pass(self.participant.failed(doing.work_id, str(error), now), now)

@@ -34,6 +34,9 @@ _RENEWALS = 3
 _NUMBERS = 1000
 #: Above this nobody's epoch is: what says so is damaged.
 _MAX_EPOCH = 2**52
+#: One word raises what is known of epochs by so much at most: no place changes its leader four million times unheard,
+#: and no boot is above the seconds since 1970. A lease may say twice as much: its holder may have heard such a word.
+_MAX_LEAP = 2**32
 _MEMORY = "lease/memory"
 
 
@@ -243,6 +246,11 @@ class Leased(Node):
             return self._hear_own(lease, now)
         if lease.epoch > _MAX_EPOCH:
             return [note("epoch_out_of_range", epoch=lease.epoch)]
+        if lease.epoch > self._known + 2 * _MAX_LEAP:
+            # It may be a lie, so it is not remembered; it may be true, so nobody leads beside it.
+            self._free_s = now + (lease.for_s + self._settle_s if lease.for_s else 0.0)
+            told = note("epoch_out_of_range", epoch=lease.epoch)
+            return [told, *self._give_up(f"{lease.holder} leads under {lease.epoch}")]
         if not self._epoch and lease.epoch < max(self._memory.foreign, self._memory.led):
             # An old word that lies on a newer one. Should somebody lead under it who does not know better, the place
             # goes unheard below that epoch: we claim above it.
@@ -289,14 +297,17 @@ class Leased(Node):
 
     def _hear_state(self, state: State) -> list[Action]:
         """Take what was last said of the place: it tells of epochs, and a late will must not bury what lives."""
-        if state.boot > _MAX_EPOCH:
-            return [note("epoch_out_of_range", epoch=state.boot)]
+        if state.boot > self._known + _MAX_LEAP:
+            return [note("epoch_out_of_range", epoch=state.boot), *self._say_again()]
         if state.boot > self._epoch:
             self._known = max(self._known, state.boot)
             heard = self._remember(state.boot) if state.boot > self._memory.claimed else []
             return heard + (self._give_up(f"somebody spoke under {state.boot}") if self._epoch else [])
         is_late = state.boot < self._epoch or state.state is StateName.LOST
-        return [self._said] if is_late and self._is_confirmed and self._said is not None else []
+        return self._say_again() if is_late else []
+
+    def _say_again(self) -> list[Action]:
+        return [self._said] if self._is_confirmed and self._said is not None else []
 
     def _remember(self, epoch: int) -> list[Action]:
         """Remember another's epoch: what the broker retains of it may be overwritten by an older one's late word."""

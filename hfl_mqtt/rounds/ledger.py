@@ -94,11 +94,13 @@ class _Receipts:
     run: str
     #: Round, base, blob, and the round in which it counts.
     known: tuple[tuple[RoundId, ShortDigest, ShortDigest, RoundId], ...]
+    #: Updates of rounds before this one may have counted, and their identities be forgotten.
+    floor: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, identities: tuple[Identity, ...]) -> _Receipts:
+    def of(cls, identities: tuple[Identity, ...], floor: tuple[int, ...]) -> _Receipts:
         known = tuple((one.round, one.base, one.blob, one.counts_in) for one in identities)
-        return cls(run=identities[0].run if identities else "", known=known)
+        return cls(run=identities[0].run if identities else "", known=known, floor=floor)
 
     @property
     def identities(self) -> tuple[Identity, ...]:
@@ -119,6 +121,8 @@ class Ledger:
         #: The updates of the open round by sender.
         self.entries: dict[str, Entry] = {}
         self._known: dict[str, tuple[Identity, ...]] = {}
+        #: Before which round what counted may be known no more.
+        self._floors: dict[str, tuple[int, ...]] = {}
         self._changes: dict[str, Buffer | None] = {}
         self._is_urgent = False
         self._opened = read(_Opened, saved.get("down/round"))
@@ -141,7 +145,7 @@ class Ledger:
             if part == "receipts" and self._opened is None:
                 self._changes[key] = None  # what counted in a round that nobody knows is asked for again
             elif part == "receipts" and (receipts := read(_Receipts, data)) is not None:
-                self._known[sender] = receipts.identities
+                self._known[sender], self._floors[sender] = receipts.identities, receipts.floor
             elif part == "receipts":
                 self.unreadable.append(key)
                 self._changes[key] = None
@@ -160,7 +164,7 @@ class Ledger:
             entry, known = self.entries.get(sender), self._known.get(sender, ())
             told = [identity for identity in known if identity.counts_in == open_round]
             if entry is not None and not told:  # the identities are what was damaged
-                self._know(sender, (*known, entry.identity)[-KNOWN:])
+                self._know(sender, (*known, entry.identity))
             elif told and (entry is None or told != [entry.identity]):
                 self.unreadable.append(f"down/accepted/{sender}")
                 self._know(sender, tuple(identity for identity in known if identity not in told))
@@ -197,8 +201,10 @@ class Ledger:
         if before is not None and before.call.run != call.run:
             self._forget(*self._known)
             before = None
-        elif before is not None and call.round in before.rounds:
-            undone = self._undo(call)
+        elif before is not None:
+            undone = self._undo(call) if call.round in before.rounds else []
+            if call.round <= before.call.round:
+                self._lower_floors(call.round)
         rounds = before.rounds if before is not None else ()
         rounds = (*(done for done in rounds if done != call.round), call.round)[-tier.max_staleness - 1 :]
         opened = _Opened(call=call, tier=tier, asked=tuple(sorted(asked)), rounds=rounds)
@@ -221,6 +227,12 @@ class Ledger:
             for round_id, updates in sorted(undone.items())
         ]
 
+    def _lower_floors(self, to: tuple[int, ...]) -> None:
+        """Let late updates of this round and those after it count again: what is forgotten of them came to nothing."""
+        for sender in [sender for sender, floor in self._floors.items() if floor > to]:
+            self._floors[sender] = to
+            self._know(sender, self._known[sender])
+
     def ask(self, sender: str) -> None:
         """Put down that one more is asked; it may be lost, for whoever was asked says again that it is there."""
         if self._opened is None or sender in self._joined or sender in self._opened.asked:
@@ -236,7 +248,7 @@ class Ledger:
     def take(self, sender: str, entry: Entry, blob: Buffer) -> None:
         """Put an update down: from now on it counts."""
         self.entries[sender] = entry
-        self._know(sender, (*self._known.get(sender, ()), entry.identity)[-KNOWN:])
+        self._know(sender, (*self._known.get(sender, ()), entry.identity))
         self._changes[f"down/accepted/{sender}"] = pack(entry)
         self._changes[f"down/update/{sender}"] = blob
         self._is_urgent = True
@@ -280,12 +292,12 @@ class Ledger:
     def staleness(self, sender: str, said: UpdatePart | Announce) -> int | None:
         """Return how many rounds ago an update's round was opened; None where that is longer than anybody remembers.
 
-        Nor is it told of an update older than all of its sender's that are known: it may be one that counted.
+        Nor is it told of an update that is no newer than one of its sender's that was forgotten: it may have counted.
         """
-        opened, known = self._opened, self._known.get(sender, ())
+        opened = self._opened
         if opened is None or opened.call.run != said.run or said.round not in opened.rounds:
             return None
-        if len(known) == KNOWN and said.round <= min(identity.round for identity in known):
+        if said.round < self._floors.get(sender, ()):
             return None
         return len(opened.rounds) - 1 - opened.rounds.index(said.round)
 
@@ -346,10 +358,13 @@ class Ledger:
         self._changes[f"down/accepted/{sender}"] = self._changes[f"down/update/{sender}"] = None
 
     def _know(self, sender: str, identities: tuple[Identity, ...]) -> None:
-        self._known[sender] = identities
-        self._changes[f"down/receipts/{sender}"] = pack(_Receipts.of(identities))
+        """Know the newest of these identities; where one is forgotten, its round and those before it are closed."""
+        forgotten, kept = identities[:-KNOWN], identities[-KNOWN:]
+        floor = max([self._floors.get(sender, ()), *((*one.round[:-1], one.round[-1] + 1) for one in forgotten)])
+        self._known[sender], self._floors[sender] = kept, floor
+        self._changes[f"down/receipts/{sender}"] = pack(_Receipts.of(kept, floor))
 
     def _forget(self, *senders: str) -> None:
         for sender in senders:
-            del self._known[sender]
+            del self._known[sender], self._floors[sender]
             self._changes[f"down/receipts/{sender}"] = None

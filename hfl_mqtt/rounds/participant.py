@@ -283,7 +283,11 @@ class Participant:
         if call.run in self._past_runs:
             return []
         known = self._call
+        said = {"run": call.run, "round": round_text(call.round), "boot": call.boot}
         if known is None or call.run != known.run:
+            # All calls of a parent stand in one order: an old one that comes once more ends no newer run.
+            if known is not None and (call.boot, call.number) < (known.boot, known.number):
+                return [note("out_of_date", **said, known=known.boot)]
             if call.phase is Phase.FINISHED:
                 self._remember(call.run)  # an earlier run, still on the retained topic: not ours to end
                 return []
@@ -292,7 +296,6 @@ class Participant:
                 actions += self._end_run(known.run)
             return actions + self._begin(call, now)
         if call.boot < known.boot:
-            said = {"run": call.run, "round": round_text(call.round), "boot": call.boot}
             return [note("out_of_date", **said, known=known.boot)]
         if call.phase is Phase.FINISHED:
             actions = self._drop("the run is over", now)

@@ -121,9 +121,9 @@ class Identity:
         known = self._known.setdefault(sender, {})
         is_new = known.pop(found.serial, None) != found
         known[found.serial] = found  # the last one stands last
-        while len(known) > MAX_CARDS:
-            del known[next(iter(known))]
-        return is_new
+        if len(known) > MAX_CARDS:  # an old card may be shown once more by anybody: it puts no newer one out
+            del known[min(known, key=lambda serial: self._worth(known[serial]))]
+        return is_new and found.serial in known
 
     def knows(self, sender: str) -> bool:
         """Whether a card of this sender was ever taken in."""
@@ -154,6 +154,10 @@ class Identity:
         raise Forged(
             f"the signature is not {sender}'s: forged, altered on its way, meant for another round, or none at all"
         )
+
+    def _worth(self, card: Card) -> tuple[bool, int, int]:
+        """Return what the cards of one sender are kept by."""
+        return self._why_not(card) is None, card.not_after, int(card.serial)
 
     def _why_not(self, card: Card) -> str | None:
         if card.serial in self._revoked.serials:

@@ -142,7 +142,7 @@ def other_identity(stage: Stage) -> Seen:
     person = Person(account.port, PI, "guessed", tls=context_of(account.tls)).ready()
     try:
         answer = person.say(f"hfl/{FEDERATION}/{PI}/@/tele/decline", "{}")
-        own = person.say(f"hfl/{FEDERATION}/{FARM}/m-name/@/tele/note", "{}")
+        own = person.say(f"hfl/{FEDERATION}/{FARM}/m-name/@/stat/info", "{}")
     finally:
         person.leave()
     assert (answer, own) == ("Not authorized", "Success")

@@ -39,6 +39,7 @@ class Person:
         will: str | None = None,
         is_kept: bool = False,
         tls: ssl.SSLContext | None = None,
+        name: str | None = None,
     ) -> None:
         self.heard: queue.Queue[MQTTMessage] = queue.Queue()
         self.answer: queue.Queue[ReasonCode] = queue.Queue()
@@ -46,7 +47,9 @@ class Person:
         self._change = threading.Condition()
         self._granted = threading.Event()
         self._filters = filters
-        self.client = Client(CallbackAPIVersion.VERSION2, client_id=f"test-{account}-{id(self)}", protocol=MQTTv5)
+        self.client = Client(
+            CallbackAPIVersion.VERSION2, client_id=name or f"test-{account}-{id(self)}", protocol=MQTTv5
+        )
         if password is not None:
             self.client.username_pw_set(account, password)
         if tls is not None:
@@ -124,8 +127,8 @@ class Person:
 
 def cross(path: str, above: Person, below: Person) -> None:
     """Return when a probe has crossed both bridges of the farm `path`, both ways; these two may say and hear all."""
-    word, call = f"hfl/fed1/{path}/@/tele/probe", f"hfl/fed1/{path}/@/cmnd/probe"
-    up, down = f"hflb/fed1/{path}/@/up/9", "hflb/fed1/cloud/@/down/9"
+    word, call = f"hfl/fed1/{path}/@/tele/decline", f"hfl/fed1/{path}/@/cmnd/probe"
+    up, down = f"hflb/fed1/{path}/@/up/3", "hflb/fed1/cloud/@/down/9"
     try:
         above.ready().listen(word, up)
         below.ready().listen(call, down)
@@ -182,9 +185,16 @@ class RunningSite:
         return read_passwords(self.site, self.directory)[account]
 
     def person(
-        self, broker: str, account: str, *filters: str, will: str | None = None, is_kept: bool = False
+        self,
+        broker: str,
+        account: str,
+        *filters: str,
+        will: str | None = None,
+        is_kept: bool = False,
+        name: str | None = None,
     ) -> Person:
-        one = Person(self.ports[broker], account, self.password(account), *filters, will=will, is_kept=is_kept)
+        password = self.password(account)
+        one = Person(self.ports[broker], account, password, *filters, will=will, is_kept=is_kept, name=name)
         self._people.append(one)
         return one
 

@@ -22,7 +22,7 @@ from hfl_mqtt.fleet.render import render
 from hfl_mqtt.ops.brokers import CRL_FILE, secret_path
 from hfl_mqtt.protocol.topics import Topic
 from tests.broker.federations import speakers_of, still_there
-from tests.broker.locked import LockedSite, locked_site
+from tests.broker.locked import LockedSite, locked_site, rendered
 from tests.broker.processes import hfl, running, until
 from tests.broker.sites import LIMIT_S, WITNESS, Person
 
@@ -118,6 +118,40 @@ def _is_locked(port: int) -> bool:
         return ended != 0
     except OSError:
         return True
+
+
+def test_a_fleet_that_is_up_is_left_alone_by_a_second_one_and_tells_what_ends(tmp_path: Path) -> None:
+    home = rendered(tmp_path / "orchard", farm_a=["pi-1"])
+    with running("fleet", "up", "--dir", home.folder) as fleet:
+        assert "2 brokers, 1 edges, 1 devices" in fleet.hear("Up: ")
+        fleet.hear("Ctrl-C")
+        # "Up" is said when they are: they have told their state to the cloud's broker.
+        before = {path: path.read_bytes() for path in home.local.rglob("mosquitto.conf")}
+        second = hfl("fleet", "up", "--dir", home.folder)
+        assert (second.returncode, second.stdout) == (2, "")
+        assert "this fleet is up already" in " ".join(second.stderr.split())
+        assert {path: path.read_bytes() for path in home.local.rglob("mosquitto.conf")} == before
+        broker = _child(home.local / "brokers" / "farm-a")
+        broker.kill()
+        assert "the broker of cloud/farm-a has ended" in fleet.hear("the broker of cloud/farm-a")
+        # It is no zombie, and what is rendered now still reaches the broker that is left.
+        until(lambda: not broker.is_running(), "the dead broker to be seen off")
+        assert hfl("fleet", "revoke", "cloud/farm-a", "--yes", "--dir", home.folder).returncode == 0
+        assert "the broker of cloud read" in fleet.hear("Rights have changed: ")
+        edge = _child(home.local / "cloud.farm-a" / "agent.yaml")
+        edge.kill()
+        fleet.hear("cloud/farm-a was killed by SIGKILL; the others go on.")
+        assert not any("\\n" in line for line in fleet.lines)
+        fleet.end(signal.SIGINT)
+    with running("fleet", "up", "--dir", home.folder) as again:
+        again.hear("Up: ")
+
+
+def _child(named: Path) -> psutil.Process:
+    """The process whose command line names this."""
+    found = [one for one in speakers_of(str(named)) if one.pid != psutil.Process().pid]
+    assert len(found) == 1, found
+    return found[0]
 
 
 # -------------------------------------------------------------- locked
@@ -258,7 +292,7 @@ def test_what_sensors_say_is_read_by_the_devices_of_their_farm_and_leaves_it_now
         assert sensor.say(f"{JSON}/{PI_1}/@/stat/state", "{}") == "Not authorized"
         assert device.say("sensors/1/soil", "forged") == "Not authorized"
         # Through both bridges, later: what was to cross before these has crossed.
-        for topic in (f"{JSON}/cloud/farm-a/@/tele/last", f"{BINARY}/cloud/farm-a/@/up/0"):
+        for topic in (f"{JSON}/cloud/farm-a/@/tele/decline", f"{BINARY}/cloud/farm-a/@/up/0"):
             edge.say(topic, "the last")
             assert not any("sensors" in one.topic for one in cloud.hear(topic, "the last"))
         assert edge.heard.empty()

@@ -200,6 +200,20 @@ def sum_of(sensors: Sensors, *names: str) -> int:
     return sum(int(figures[name] or 0) for name in names)
 
 
+def test_nobody_takes_the_session_over_who_knows_only_the_devices_name(
+    port: int, say: Callable[..., None], source: Source
+) -> None:
+    with listening(port, source) as (sensors, notes):
+        inbox = Inbox()
+        intruder = MqttLink(account(port, SENSOR), [], inbox, client_id=f"{DEVICE}@sensors", clean=True)
+        intruder.open()
+        inbox.next(Up)
+        say("sensors/soil", {"vwc": 0.5, "at": 10})
+        until(has(sensors, readings=1), "the reading")
+        intruder.close()
+        assert "sensors_lost" not in [notes.all.get().event for _ in range(notes.all.qsize())]
+
+
 def test_a_file_can_be_replayed_as_the_sensors_that_it_came_from(port: int, source: Source, tmp_path: Path) -> None:
     file = tmp_path / "soil.csv"
     file.write_text("field,at,vwc,c\nsouth,10,0.1,\nnorth,10,0.9,\nsouth,20,0.2,4\n")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,9 +16,9 @@ from typing import Any
 import pytest
 
 from hfl_mqtt.ops import journal
-from hfl_mqtt.ops.mosquitto import Mosquitto
+from hfl_mqtt.ops.mosquitto import Mosquitto, free_port
 from tests.broker.conftest import PASSWORD
-from tests.broker.processes import Program, hfl, until
+from tests.broker.processes import LIMIT_S, Program, command, hfl, until
 
 pytestmark = pytest.mark.broker
 CHILDREN = ("a", "b")
@@ -222,10 +225,14 @@ def test_people_pause_resume_drain_and_stop_a_run(tree: Tree) -> None:
     assert (drained["is_done"], drained["state"]) == (True, "disconnected")
     status, told = tree.refused("run", "resume")
     assert status == 1
-    assert "cloud has ended: start it with hfl cloud, and the run" in told
-    tree.start()
+    (folder,) = tree.folders()
+    assert f"cloud has ended: start it with hfl cloud; the run {folder.name} is paused until hfl run resume" in told
+    again = tree.start()
+    again.hear("cloud  paused  reason=by hand, before this start; hfl run resume lets it go on")
     until(lambda: tree.run("status")["state"] == "paused", "the paused cloud to be back")
     assert not tree.notes("opened", round="g2")
+    told = hfl("run", "status", "--config", tree.folder / "cloud.yaml").stdout
+    assert "cloud: paused, paused by hand; hfl run resume lets it go on\n" in told
     status, told = tree.refused("run", "stop", "--run", "another")
     assert status == 1
     assert "no run another here" in told
@@ -244,9 +251,36 @@ def test_who_asks_where_nobody_is_is_told_what_to_do(tree: Tree) -> None:
     status, told = tree.refused("run", "pause")
     assert status == 1
     assert "cloud has never been heard of" in told
-    (tree.folder / "cloud.yaml").write_text((tree.folder / "cloud.yaml").read_text().replace("port: ", "port: 1"))
-    status, told = tree.refused("run", "status")
-    assert status in (2, 4)
+    done = hfl("run", "status", "--config", tree.folder / "cloud.yaml")
+    assert (done.returncode, done.stderr) == (1, "")
+    never, nothing = done.stdout.splitlines()
+    assert never == "cloud: never heard of in fed1; start it with hfl cloud"
+    assert nothing.endswith("cloud: nothing has been kept there yet")
+
+
+def test_the_state_folder_tells_how_a_run_stands_at_once_where_no_broker_is(tree: Tree) -> None:
+    text = (tree.folder / "cloud.yaml").read_text()
+    nowhere = re.sub(r"port: \d+", f"port: {free_port()}", text)
+    (tree.folder / "cloud.yaml").write_text(nowhere)
+    done = hfl("run", "status", "--config", tree.folder / "cloud.yaml", "--json")
+    assert done.returncode == 4
+    found = json.loads(done.stdout)
+    assert "nothing listens there" in found["broker"]
+    assert found["kept"] == {}
+    (tree.folder / "cloud.yaml").write_text(text)
+    tree.start_devices()
+    cloud = tree.start()
+    until(lambda: tree.notes("closed", round="g1"), "its first round")
+    cloud.end(signal.SIGKILL)
+    (tree.folder / "cloud.yaml").write_text(nowhere)
+    began_s = time.monotonic()
+    done = hfl("run", "status", "--config", tree.folder / "cloud.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - began_s < 8, "the first refusal is enough"
+    (folder,) = tree.folders()
+    no_broker, unfinished = done.stdout.splitlines()
+    assert "nothing listens there" in no_broker
+    assert unfinished.startswith(f"unfinished run {folder.name}: ")
 
 
 def test_one_cloud_at_a_time(tree: Tree) -> None:
@@ -257,3 +291,17 @@ def test_one_cloud_at_a_time(tree: Tree) -> None:
     status, told = tree.refused("cloud")
     assert status == 1
     assert "belongs to the running process" in told
+
+
+def test_a_cloud_whose_output_nobody_reads_any_more_runs_to_its_result(tree: Tree) -> None:
+    tree.start_devices()
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        command("cloud", "--config", tree.folder / "cloud.yaml"), stdout=writing, stderr=subprocess.PIPE, text=True
+    ) as cloud:
+        os.close(writing)
+        os.read(reading, 1)
+        os.close(reading)
+        _, told = cloud.communicate(timeout=LIMIT_S)
+    assert (cloud.returncode, told) == (0, "")
+    assert tree.summary()["rounds"] == 5

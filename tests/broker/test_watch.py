@@ -115,6 +115,13 @@ def test_a_wrong_password_is_said_at_once(place: Place, tmp_path: Path) -> None:
     assert re.match(r"hfl: the broker at 127\.0\.0\.1:\d+ refuses 'viewer': .*check user name and password", line)
 
 
+def test_who_gives_no_password_is_told_how(place: Place) -> None:
+    where = ["--port", str(place.port)]
+    ended = hfl("watch", "--federation", "fed1", *where, "--once")
+    assert (ended.returncode, ended.stdout) == (4, "")
+    assert "no password was given: give --password-file" in ended.stderr
+
+
 def test_no_broker_is_said_at_once() -> None:
     began_s = time.monotonic()
     ended = hfl("watch", "--federation", "fed1", "--port", str(free_port()), "--json")

@@ -30,6 +30,8 @@ def root(kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
     copying: list[str | Path] = ["cp", "-a", "--reflink=auto", debian.clean_root(kept), work / "root"]
     subprocess.run(copying, check=True, timeout=300)
     shutil.copy("/etc/resolv.conf", work / "root/etc/resolv.conf")  # apt asks for packages
+    for name in ("ensurepip", "venv", "pip", "hfl_mqtt", "device_agents"):  # where all is started: none is imported
+        (work / "root" / f"{name}.py").write_text("raise SystemExit('imported from the folder it was started in')\n")
     return Root(path=work / "root", seen=work)
 
 

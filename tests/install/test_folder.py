@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from hfl_mqtt.fleet.unit import unit
+from hfl_mqtt.trust.cards import Revoked, sign_revoked
+from hfl_mqtt.trust.keys import PrivateKey
 from tests.install import papers
 
 SCRIPT = Path(__file__).resolve().parents[2] / "device_agents" / "install.sh"
@@ -27,8 +29,8 @@ def card(tmp_path: Path) -> Path:
     return root
 
 
-def script(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, timeout=120, check=False)
+def script(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
 
 
 def install(card: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -63,6 +65,17 @@ def test_all_stands_in_its_place_with_the_rights_it_should_have(card: Path, tmp_
     assert there["etc/systemd/system/multi-user.target.wants/hfl.service"][2] == b"/etc/systemd/system/hfl.service"
     assert there["opt/hfl-mqtt/venv"][2] == sys.prefix.encode()
     assert "systemd does not run here: the service starts with the next boot" in done.stdout
+
+
+def test_nothing_is_imported_from_the_folder_where_it_is_started(card: Path, tmp_path: Path) -> None:
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    bundle = papers.make(downloads / "pi-1.tar")
+    for name in ("hfl_mqtt", "device_agents", "yaml", "tarfile", "venv", "ensurepip"):
+        (downloads / f"{name}.py").write_text(f"open({str(tmp_path / 'evil')!r}, 'a').write(__name__)\n")
+    done = script("--root", card, "--venv", sys.prefix, "--bundle", bundle.name, cwd=downloads)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "evil").exists()
 
 
 def test_a_second_run_changes_nothing_and_says_so(card: Path, tmp_path: Path) -> None:
@@ -110,6 +123,56 @@ def test_a_device_that_keeps_its_own_key_keeps_it(card: Path, tmp_path: Path) ->
     done = install(card, "--bundle", papers.make(tmp_path / "pi-1.tar", node_crt=b"certificate"))
     assert "no key yet" not in done.stdout
     assert tree(card)["etc/hfl-mqtt/node.key"][::2] == (0o640, b"my own")
+
+
+FLEET = PrivateKey(bytes(32))
+
+
+def signed(number: int, *serials: str, by: PrivateKey = FLEET) -> bytes:
+    revoked = Revoked(federation="fed1", number=number, serials=frozenset(serials))
+    return sign_revoked(revoked, by).encode() + b"\n"
+
+
+def test_another_fleet_takes_a_board_over_only_where_that_is_said(card: Path, tmp_path: Path) -> None:
+    ours = papers.make(tmp_path / "ours.tar", fleet_pub=FLEET.public.encode(), revoked=signed(7))
+    assert install(card, "--bundle", ours).returncode == 0
+    before = tree(card)
+    stranger = papers.make(tmp_path / "stranger.tar", fleet_pub=b"ab" * 32)
+    for bundle in (stranger, papers.make(tmp_path / "plain.tar")):
+        done = install(card, "--bundle", bundle)
+        assert done.returncode == 5
+        assert "--new-fleet" in done.stderr
+        assert str(tmp_path) not in done.stderr
+        assert tree(card) == before
+    other = PrivateKey(b"s" * 32)
+    theirs = papers.make(tmp_path / "theirs.tar", fleet_pub=other.public.encode(), revoked=signed(1, by=other))
+    assert install(card, "--bundle", theirs, "--new-fleet").returncode == 0
+    assert tree(card)["etc/hfl-mqtt/fleet.pub"][2] == other.public.encode()
+    assert tree(card)["etc/hfl-mqtt/revoked"][2] == signed(1, by=other)
+    assert install(card, "--bundle", theirs).stdout.splitlines()[-1] == "nothing changed"
+
+
+def test_a_new_fleet_that_signs_nothing_leaves_no_key_of_the_old_one(card: Path, tmp_path: Path) -> None:
+    install(card, "--bundle", papers.make(tmp_path / "ours.tar", fleet_pub=FLEET.public.encode(), revoked=signed(7)))
+    plain = papers.make(tmp_path / "plain.tar")
+    assert install(card, "--bundle", plain, "--new-fleet").returncode == 0
+    assert sorted(path.name for path in (card / "etc/hfl-mqtt").iterdir()) == ["agent.yaml"]
+    assert install(card, "--bundle", plain).stdout.splitlines()[-1] == "nothing changed"
+
+
+def test_an_older_list_of_revoked_cards_replaces_no_newer_one(card: Path, tmp_path: Path) -> None:
+    def bundle(revoked: bytes) -> Path:
+        return papers.make(tmp_path / "pi-1.tar", fleet_pub=FLEET.public.encode(), revoked=revoked)
+
+    install(card, "--bundle", bundle(signed(7, "41")))
+    done = install(card, "--bundle", bundle(signed(6)))
+    assert done.returncode == 0
+    assert "kept list 7 of revoked cards, for the bundle's is list 6" in done.stdout
+    assert tree(card)["etc/hfl-mqtt/revoked"][2] == signed(7, "41")
+    assert install(card, "--bundle", bundle(signed(8, "41", "42"))).returncode == 0
+    assert tree(card)["etc/hfl-mqtt/revoked"][2] == signed(8, "41", "42")
+    forged = install(card, "--bundle", bundle(signed(9, by=PrivateKey(b"s" * 32))))
+    assert (forged.returncode, "not signed by our fleet's key" in forged.stderr) == (5, True)
 
 
 def test_an_edge_gets_an_edges_unit(card: Path, tmp_path: Path) -> None:

@@ -24,6 +24,17 @@ def test_shellcheck_finds_nothing() -> None:
     assert done.stdout == ""
 
 
+def test_root_imports_nothing_from_the_folder_it_stands_in_nor_does_the_service() -> None:
+    """`python -m` and `python -c` look there first, unless they are told -I."""
+    started = re.findall(
+        r'^.*(?:python"|has_venv\(\) \{ "\$1") -(?!-version).*', SCRIPT.read_text("utf-8"), re.MULTILINE
+    )
+    assert len(started) > 9
+    assert [line for line in started if not re.search(r'(python|\$1)" -I -[mc] ', line)] == []
+    unit = SCRIPT.with_name("hfl.service").read_text(encoding="utf-8")
+    assert "ExecStart=/opt/hfl-mqtt/venv/bin/python -I -m device_agents " in unit
+
+
 def test_its_help_names_every_option_and_every_exit_code_and_has_examples() -> None:
     text = SCRIPT.read_text(encoding="utf-8")
     told = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True, timeout=60).stdout

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from hfl_mqtt import cli
+from hfl_mqtt import __version__, cli
 from hfl_mqtt.errors import BrokerError, ConfigError, HflError, RunFailed, TaskError
 from hfl_mqtt.ops import mosquitto
 
@@ -66,7 +66,11 @@ def test_the_first_help_names_every_command_and_one_to_begin_with(hfl: Hfl) -> N
     assert "Exit codes: 2" in ended.out
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "brokers"])
+def test_the_version_is_said(hfl: Hfl) -> None:
+    assert hfl("--version") == (0, f"hfl-mqtt {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "brokers", "run", "sensors", "fleet", "device"])
 def test_every_help_shows_an_example_of_this_very_command(hfl: Hfl, command: str) -> None:
     ended = hfl(*command.split(), "--help")
     assert ended.code == 0
@@ -162,6 +166,47 @@ def test_a_script_gets_the_mistakes_as_json(hfl: Hfl, tmp_path: Path) -> None:
     ]
 
 
+BAD_AGENTS = """\
+role: site
+federation: fed1
+cloud: {host: cloud.example}
+farms:
+  - name: farm-a
+    devices: [pi-1, pi-2]
+    data:
+      pi-2: {statoin: "03047"}
+agents:
+  task: {name: soil-moistur}
+  data: {station: "03047"}
+  cloud:
+    rounds: five
+    plan: {learnig_rate: 0.1}
+  edge: {quorm: 2}
+  client:
+    broker: {keepalive: soon}
+"""
+
+
+def test_what_a_site_file_says_for_its_agents_is_checked_as_their_own_files_are(hfl: Hfl, tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text(BAD_AGENTS)
+    ended = hfl("check", site)
+    assert (ended.code, ended.out) == (2, "")
+    lines = [line.removeprefix(f"{site}:") for line in ended.err.splitlines()]
+    assert [line.partition(": ")[0] for line in lines] == [
+        "10:16 agents.task.name",
+        "13:13 agents.cloud.rounds",
+        "14:12 agents.cloud.plan.learnig_rate",
+        "15:10 agents.edge.quorm",
+        "17:25 agents.client.broker.keepalive",
+    ]
+    assert "did you mean 'learning_rate'?" in lines[2]
+    site.write_text(BAD_AGENTS.replace("soil-moistur", "soil-moisture"))
+    told = hfl("check", site).err
+    assert f"{site}:8:14 farms[0].data.pi-2.statoin: is no option of soil-moisture" in told
+    assert "the agent" not in told
+
+
 def test_a_file_for_another_role_is_said_so(hfl: Hfl) -> None:
     ended = hfl("edge", "--config", ROOT / "configs" / "cloud.yaml")
     assert ended.code == 2
@@ -214,6 +259,7 @@ def test_a_site_that_cannot_be_rendered_is_one_message(hfl: Hfl, tmp_path: Path)
         (["--federation", "f", "--password-file", "missing-file"], "the password file missing-file cannot be read"),
         (["--federation", "f", "--password-env", "HFL_TEST_UNSET"], "HFL_TEST_UNSET holds no password"),
         (["--federation", "f", "--user", ""], "--user: "),
+        (["--federation", "f", "--ca", __file__, "--cert", __file__], "--cert: stands without --key: "),
         (["--federation", "f", "--port", "70000"], "--port"),
         ([], "--federation"),
     ],

@@ -26,6 +26,10 @@ MAX_CONTAINERS = 64
 MAX_DIGITS = 64
 #: The end of the year 2199: no reading is later.
 MAX_TIME_S = 7_258_118_400.0
+#: A sensor's reading from so far ahead of our clock is not believed, where the clock itself is.
+MAX_AHEAD_S = 86_400.0
+#: 2025-01-01: a board whose clock says less has none.
+BELIEVABLE_S = 1_735_689_600.0
 #: A time this large is not in seconds but in milli-, micro- or nanoseconds.
 _FINER = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 #: How files write that a reading is missing.

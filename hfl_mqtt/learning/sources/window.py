@@ -15,12 +15,14 @@ import logging
 import math
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from hfl_mqtt import files
 from hfl_mqtt.errors import HflError, Unwritable
+from hfl_mqtt.learning.sources.readings import BELIEVABLE_S, MAX_AHEAD_S
 from hfl_mqtt.learning.sources.source import Column, Source, Take
 
 #: Of a cell: the column's number, how many readings, and their sum, least, most or last.
@@ -49,13 +51,14 @@ class Window:
         path: its file; the folder is there.
         source: what a row has, and how many are kept. A window of another grid is begun anew; of columns that are no
             longer there, nothing is shown.
+        clock: seconds since 1970; before 2025 it was never set, and judges no row's time.
 
     Raises:
         Unwritable: the disk is full or read-only.
     """
 
-    def __init__(self, path: Path, source: Source) -> None:
-        self._path, self._source = path, source
+    def __init__(self, path: Path, source: Source, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._source, self._clock = path, source, clock
         #: What was found wrong at the start, for people; empty where nothing was.
         self.damage = ""
         self._waiting: dict[int, Cells] = {}
@@ -187,15 +190,25 @@ class Window:
     def _roll(self) -> None:
         """Drop the oldest rows where there are too many, where they are too old, or too large together."""
         source, database = self._source, self._database
-        newest = database.execute("SELECT max(time) FROM rows").fetchone()[0]
-        if newest is not None and source.keep_s is not None:
-            database.execute("DELETE FROM rows WHERE time < ?", (newest - _micros(source.keep_s),))
+        if (now_s := self._clock()) > BELIEVABLE_S:
+            self._roll_by_time(_micros(now_s))
         rows = self._count()
         while rows > 1 and (rows > source.keep_rows or self._used_bytes() > source.keep_bytes):
             surplus = max(rows - source.keep_rows, 0) or max(rows // _SHARE, 1)
             database.execute("DELETE FROM rows WHERE time IN (SELECT time FROM rows ORDER BY time LIMIT ?)", (surplus,))
             rows -= surplus
         self.rows = rows
+
+    def _roll_by_time(self, now: int) -> None:
+        source, database = self._source, self._database
+        if source.kind == "mqtt":  # a sensor's, heard before the clock was set; a file may speak of what is to come
+            ahead = database.execute("DELETE FROM rows WHERE time > ?", (now + _micros(MAX_AHEAD_S),)).rowcount
+            if ahead:
+                _log.warning("%s: dropped %d rows of a time more than a day ahead of our clock", self._path, ahead)
+        newest = database.execute("SELECT max(time) FROM rows").fetchone()[0]
+        if newest is not None and source.keep_s is not None:
+            # Never after now: one reading of the year 2199 would make all others too old.
+            database.execute("DELETE FROM rows WHERE time < ?", (min(newest, now) - _micros(source.keep_s),))
 
     def _used_bytes(self) -> int:
         pages = self._database.execute("PRAGMA page_count").fetchone()[0]

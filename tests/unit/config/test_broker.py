@@ -215,8 +215,9 @@ def cloud(limits: str) -> CloudConfig:
 
 def test_limits_give_what_the_file_says_and_nothing_else() -> None:
     assert cloud("").limits.given() == {}
-    given = cloud("limits: {quarantine: 1 min, strikes: 3, max_norm_ratio: off}").limits.given()
-    assert given == {"quarantine_s": 60.0, "strikes": 3, "max_norm_ratio": float("inf")}
+    given = cloud("limits: {quarantine: 1 min, strikes: 3, max_norm_ratio: off, max_weight_ratio: 50}").limits.given()
+    off = float("inf")
+    assert given == {"quarantine_s": 60.0, "strikes": 3, "max_norm_ratio": off, "max_weight_ratio": 50.0}
 
 
 def test_quarantines_grow() -> None:

@@ -132,7 +132,7 @@ def test_sensors_speak_on_topics_of_their_own_and_under_names_of_their_own(tmp_p
         "; rename it",
         "5:37 cloud.sensor_accounts[2]: 'viewer' stands in this site twice; rename one",
     ]
-    for topic in ("hfl/#", "#", "+/x", "hflb/fed/x", "$SYS/#", "sensors/#/x"):
+    for topic in ("hfl/#", "#", "+/x", "hflb/fed/x", "$SYS/#", "sensors/#/x", "x\\ntopic readwrite y"):
         wrong = f"""
             role: site
             federation: fed

@@ -385,7 +385,9 @@ def test_a_damaged_folder_is_an_error_that_names_it_and_shows_no_secret(
         shutil.copy(tmp_path / "other" / name, path)
     else:
         path.write_text("" if damage == "empty" else '{"federation": "fed1", "number": "s3cret"')
-    with pytest.raises(ConfigError, match=r"authority.*(from its backup|hfl fleet init`)$") as caught:
+    with pytest.raises(
+        ConfigError, match=r"authority.*(from its backup|the backup of the authority's folder)$"
+    ) as caught:
         Authority.open(folder, clock=clock).federation  # noqa: B018
     assert "s3cret" not in str(caught.value)
 

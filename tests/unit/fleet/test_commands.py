@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pty
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +68,27 @@ def orchard(hfl: Hfl) -> Hfl:
     return hfl
 
 
+def answered(line: str, answer: str, folder: Path) -> Ended:
+    """Run `hfl ...` with a terminal at which somebody types one answer to its questions."""
+    ours, its = pty.openpty()
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        done = subprocess.run(
+            [sys.executable, "-m", "hfl_mqtt.cli", *line.split()],
+            cwd=folder,
+            env={**os.environ, "COLUMNS": "200"},
+            stdin=its,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(ours)
+        os.close(its)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_shows_an_example_of_this_very_command(hfl: Hfl, command: str) -> None:
     ended = hfl(f"{command} --help")
@@ -108,6 +132,54 @@ def test_papers_are_not_touched_either(orchard: Hfl, tmp_path: Path, command: st
     assert (tmp_path / "orchard/authority/issued.json").read_text() == book
 
 
+@pytest.mark.parametrize("command", [f"revoke {PI_1}", f"rotate {PI_1}"])
+def test_who_says_no_at_a_terminal_has_done_nothing(orchard: Hfl, tmp_path: Path, command: str) -> None:
+    book = (tmp_path / "orchard/authority/issued.json").read_text()
+    ended = answered(f"fleet {command} --dir orchard", "n", tmp_path)
+    assert ended.code == 2
+    assert PI_1 in ended.out
+    assert re.search(r"nothing was (revoked|issued)", ended.err)
+    assert (tmp_path / "orchard/authority/issued.json").read_text() == book
+
+
+def test_who_says_yes_to_revoking_and_no_to_the_files_is_told_what_holds(orchard: Hfl, tmp_path: Path) -> None:
+    ended = answered(f"fleet revoke {PI_1} --dir orchard", "y\nn", tmp_path)
+    assert ended.code == 2
+    assert f"{PI_1} is revoked, and only the files are not rendered" in " ".join(ended.err.split())
+    assert f"{PI_1}: revoked" in orchard("fleet status --dir orchard").out
+
+
+@pytest.mark.parametrize(("command", "what"), [("revoke", "papers"), ("rotate", "papers"), ("sign", "fingerprint")])
+def test_the_help_of_yes_says_what_is_not_asked(hfl: Hfl, command: str, what: str) -> None:
+    assert re.search(rf"--yes.*{what}.*without asking", " ".join(hfl(f"fleet {command} --help").out.split()))
+
+
+@pytest.mark.parametrize("command", [f"revoke {PI_1}", f"rotate {PI_1}"])
+def test_where_there_are_only_passwords_no_authority_is_missed(hfl: Hfl, command: str) -> None:
+    hfl("fleet init orchard --passwords")
+    hfl("fleet add farm farm-a --devices 1 --dir orchard")
+    ended = hfl(f"fleet {command} --dir orchard --yes")
+    assert ended.code == 2
+    assert "security is passwords, so there are no papers" in ended.err
+
+
+def test_who_is_revoked_already_is_said_to_be(orchard: Hfl) -> None:
+    assert orchard(f"fleet revoke {PI_1} --dir orchard --yes").code == 0
+    ended = orchard(f"fleet revoke {PI_1} --dir orchard --yes")
+    assert ended.code == 2
+    assert f"{PI_1}: is revoked already" in ended.err
+    assert "did you mean" not in ended.err
+
+
+def test_a_slip_of_the_hand_is_guessed_at_within_its_farm_only(orchard: Hfl) -> None:
+    assert "did you mean cloud/farm-a/pi-1?" in orchard("fleet revoke farm-a/pi-11 --dir orchard --yes").err
+    assert "did you mean" not in orchard("fleet revoke farm-b/pi-1 --dir orchard --yes").err
+    # Of a device that is there and has nothing but its newest papers nobody else is meant.
+    ended = orchard(f"fleet revoke {PI_1} --old --dir orchard --yes")
+    assert "has no papers but the newest that are good" in ended.err
+    assert "did you mean" not in ended.err
+
+
 def test_a_stolen_board_is_shut_out_with_one_command_and_the_status_says_so(orchard: Hfl) -> None:
     ended = orchard(f"fleet revoke {PI_1} --dir orchard --yes")
     assert ended.code == 0
@@ -128,6 +200,7 @@ def test_a_board_asks_with_a_key_of_its_own_and_is_signed_for(orchard: Hfl, tmp_
     ended = orchard("fleet sign board/own.request --dir orchard --yes")
     assert ended.code == 0
     assert f"signed     {path}\n" in ended.out
+    assert "bundles/cloud.farm-a.own.tar to its board" in ended.out
     assert (tmp_path / "orchard/bundles/cloud.farm-a.own.tar").exists()
 
 
@@ -146,6 +219,76 @@ def test_what_cannot_be_is_one_message(hfl: Hfl, line: str, words: str) -> None:
     ended = hfl(line)
     assert ended.code == 2
     assert words in ended.err
+
+
+def test_the_same_fingerprint_stands_on_the_board_and_where_it_is_signed(orchard: Hfl, tmp_path: Path) -> None:
+    orchard("fleet add device own --farm farm-a --own-key --dir orchard")
+    asked = orchard("device request -f orchard --name cloud/farm-a/own --out board").out
+    found = re.search(r"fingerprint ((?:[0-9a-f]{4} ){7}[0-9a-f]{4})\n", asked)
+    assert found is not None
+    book = (tmp_path / "orchard/authority/issued.json").read_text()
+    nobody = orchard("fleet sign board/own.request --dir orchard")
+    assert (nobody.code, found[1] in nobody.out) == (2, True)
+    assert "give --yes" in nobody.err
+    no = answered("fleet sign board/own.request --dir orchard", "n", tmp_path)
+    assert (no.code, found[1] in no.out) == (2, True)
+    assert "nothing was signed" in no.err
+    assert (tmp_path / "orchard/authority/issued.json").read_text() == book
+
+
+def test_a_key_that_lay_there_is_said_to_be_kept(hfl: Hfl) -> None:
+    line = f"device request -f orchard --name {PI_1} --out board"
+    assert "kept" not in hfl(line).out
+    assert "kept       board/node.key" in hfl(line).out
+
+
+def test_each_step_says_what_to_do_next(orchard: Hfl) -> None:
+    orchard("fleet add device pi-3 --farm farm-a --dir orchard")
+    ended = orchard("fleet render --dir orchard --yes")
+    assert (
+        "Next: bundles/cloud.farm-a.pi-3.tar to its board, there: sudo device_agents/install.sh --bundle" in ended.out
+    )
+    assert "Next: brokers/farm-a/acl to the machine of the broker of farm-a, and reload it" in ended.out
+    ended = orchard(f"fleet rotate {PI_1} --dir orchard --yes")
+    assert "Next: bundles/cloud.farm-a.pi-1.tar to its board" in ended.out
+    ended = orchard("fleet rotate cloud/farm-a --dir orchard --yes")
+    assert (
+        "Next: brokers/farm-a/bridge.crt and its key and brokers/farm-a/broker.crt and its key to the machine of the "
+        "broker of farm-a, and restart it" in ended.out
+    )
+    assert "Next: bundles/cloud.farm-a.tar to its board" in ended.out
+
+
+def test_a_first_rendering_is_summed_up_by_folder_and_leads_on(hfl: Hfl) -> None:
+    hfl("fleet init orchard")
+    hfl("fleet add farm farm-a --devices 9 --dir orchard")
+    ended = hfl("fleet render --dir orchard")
+    assert len(ended.out.splitlines()) < 16
+    assert re.search(r"^wrote      bundles/: 11 files$", ended.out, re.MULTILINE)
+    assert "Next: hfl fleet up --dir orchard" in ended.out
+
+
+def test_an_authority_that_is_away_is_not_to_be_made_anew(orchard: Hfl, tmp_path: Path) -> None:
+    (tmp_path / "orchard/authority").rename(tmp_path / "away")
+    for folder in (None, tmp_path / "orchard/authority"):
+        if folder is not None:  # where a stick was, an empty folder is
+            folder.mkdir()
+        ended = orchard("fleet status --dir orchard")
+        assert ended.code == 2
+        assert "mount the stick that `authority:` in the site file names, or restore the backup" in " ".join(
+            ended.err.split()
+        )
+        assert "fleet init" not in ended.err
+
+
+def test_what_was_not_begun_leaves_nothing_and_claims_nothing(hfl: Hfl, tmp_path: Path) -> None:
+    ended = hfl("fleet init a/b --dir x1")
+    assert ended.code == 2
+    assert "site.yaml:" not in ended.err.replace("site.yaml: nothing was written", "")
+    (tmp_path / "file").write_text("")
+    ended = hfl("fleet init orchard --dir x3 --authority ../file/authority")
+    assert (ended.code, ended.out) == (1, "")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file"]
 
 
 def test_a_fleet_that_is_not_rendered_does_not_come_up(hfl: Hfl) -> None:

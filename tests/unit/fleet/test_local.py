@@ -1,14 +1,18 @@
 """The same fleet on one machine: other hosts and ports, and nothing else."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hfl_mqtt.config.roles import load_any
 from hfl_mqtt.config.site import Site
+from hfl_mqtt.errors import BrokerError, ConfigError
 from hfl_mqtt.fleet.authority import Authority
-from hfl_mqtt.fleet.local import LocalFleet, at_home, count_ports
+from hfl_mqtt.fleet.local import LocalFleet, at_home, count_ports, running
 from hfl_mqtt.fleet.render import render
-from hfl_mqtt.fleet.sitefile import add_device, add_farm, create
+from hfl_mqtt.fleet.sitefile import Home, add_device, add_farm, create
 
 
 def site(**changes: Any) -> Site:
@@ -52,3 +56,27 @@ def test_everybodys_yaml_loads_and_who_has_no_key_here_stays_away(tmp_path: Path
     before = {path: path.read_bytes() for path in home.local.rglob("*") if path.is_file()}
     LocalFleet(home, first_port=20_001).write()
     assert {path: path.read_bytes() for path in home.local.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Home:
+    """A rendered fleet of one farm, with four listeners."""
+    home = create(tmp_path / "orchard", "orchard", cloud_host="cloud.example", security="mtls")
+    Authority.create(home.authority(home.load()), "orchard")
+    add_farm(home, "farm-a", devices=["pi-1"])
+    render(home, confirm=lambda _: False)
+    return home
+
+
+def test_ports_end_at_65535_and_that_is_said_of_the_option(small: Home) -> None:
+    LocalFleet(small, first_port=65_532)
+    with pytest.raises(ConfigError, match=r"^--first-port 65533: .* 4 ports .* at most 65532"):
+        LocalFleet(small, first_port=65_533)
+
+
+def test_a_taken_port_is_noticed_before_anything_is_written(small: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        first = taken.getsockname()[1] - 1
+        with pytest.raises(BrokerError, match=f"127.0.0.1:{first + 1} is taken"), running(small, first_port=first):
+            pass
+    assert {path.name for path in small.local.rglob("*")} <= {".lock"}

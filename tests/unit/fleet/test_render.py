@@ -157,7 +157,11 @@ class TestOverwriting:
         render(home, confirm=never)
         secrets = [line.split()[-1] for line in (home.folder / "passwords.yaml").read_text().splitlines()[1:]]
         secrets += [line for key in home.folder.rglob("*.key") for line in key.read_text().splitlines()[1:-1]]
-        assert len(secrets) >= 1
+        confs = [file.read_text() for file in home.folder.rglob("mosquitto.conf")]
+        ids = [line for conf in confs for line in conf.splitlines() if line.startswith("remote_clientid ")]
+        secrets += [line.partition("~")[2] for line in ids]
+        assert len(ids) >= 1
+        assert all(secrets)
         for file in home.folder.rglob("*"):
             is_rendered = file.is_file() and file.parent.name != "authority" and file.suffix not in (".crt", ".tar")
             if is_rendered and file.name not in ("site.yaml", "passwords.yaml"):
@@ -251,7 +255,7 @@ class TestPapers:
 
     def test_of_nobody_cannot_be_revoked(self, home: Home) -> None:
         render(home, confirm=never)
-        with pytest.raises(ConfigError, match=r"has no papers that are good; did you mean cloud/farm-a/pi-\d\?"):
+        with pytest.raises(ConfigError, match=r"has no papers; did you mean cloud/farm-a/pi-\d\?"):
             revoke(home, "cloud/farm-a/pi-9")
         with pytest.raises(ConfigError, match=r"is no node of .* that has papers; did you mean cloud/farm-a\?"):
             rotate(home, "farm-b", days=100, confirm=yes)
@@ -306,6 +310,10 @@ class TestStatus:
         text_ = home.site_file.read_text().replace("[pi-1, pi-2]", "[pi-1]")
         home.site_file.write_text("".join(line for line in text_.splitlines(True) if "pi-2" not in line))
         assert status(home).left_behind == ("cloud/farm-a/pi-2",)
+        assert (
+            "cloud/farm-a/pi-2: its papers are good and it is not in the site -> hfl fleet revoke cloud/farm-a/pi-2"
+            in (text(status(home)))
+        )
 
     def test_names_files_that_are_not_as_the_site_says(self, home: Home) -> None:
         render(home, confirm=never)

@@ -1,6 +1,7 @@
 """A device that keeps its own key asks for papers, and nobody else gets them in its name."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from hfl_mqtt.errors import ConfigError, HflError, Malformed
 from hfl_mqtt.fleet.authority import Authority
-from hfl_mqtt.fleet.requests import read_request, read_request_file, sign, write_request
+from hfl_mqtt.fleet.requests import fingerprint, read_request, read_request_file, sign, write_request
 from hfl_mqtt.trust.cards import read_card
 from hfl_mqtt.trust.keys import PrivateKey
 
@@ -71,9 +72,33 @@ def test_who_has_the_name_of_another_does_not_get_its_papers(tmp_path: Path, aut
 
 def test_one_key_is_not_two_nodes(tmp_path: Path, authority: Authority) -> None:
     sign(authority, read_request_file(write_request("fed1", PI_1, tmp_path / "board")))
-    twin = read_request_file(write_request("fed1", "cloud/farm-a/pi-2", tmp_path / "board"))
+    (tmp_path / "copy").mkdir()
+    shutil.copy2(tmp_path / "board" / "node.key", tmp_path / "copy")
+    twin = read_request_file(write_request("fed1", "cloud/farm-a/pi-2", tmp_path / "copy"))
     with pytest.raises(HflError, match=f"pi-2: this key is that of {PI_1}; make another on the board"):
         sign(authority, twin)
+
+
+@pytest.mark.parametrize("other", ["cloud/farm-a/pi-2", "cloud/farm-b/pi-1"])
+def test_a_folder_is_one_devices(tmp_path: Path, other: str) -> None:
+    before = write_request("fed1", PI_1, tmp_path / "board").read_text()
+    with pytest.raises(ConfigError, match=rf"node\.key: is the key of {PI_1} \(pi-1\.request\).* another --out"):
+        write_request("fed1", other, tmp_path / "board")
+    assert [file.name for file in sorted((tmp_path / "board").iterdir())] == ["node.key", "pi-1.request"]
+    assert (tmp_path / "board" / "pi-1.request").read_text() == before
+
+
+def test_requests_of_other_boards_may_lie_beside_ones_own(tmp_path: Path) -> None:
+    foreign = write_request("fed1", "cloud/farm-a/pi-2", tmp_path / "other")
+    write_request("fed1", PI_1, tmp_path / "board")
+    shutil.copy2(foreign, tmp_path / "board")
+    (tmp_path / "board" / "junk.request").write_text("{}")
+    assert write_request("fed1", PI_1, tmp_path / "board").name == "pi-1.request"
+
+
+def test_a_fingerprint_is_half_the_sha_256_of_the_public_key_in_groups() -> None:
+    # printf 'aa...aa' | xxd -r -p | sha256sum
+    assert fingerprint("aa" * 32) == "e0e7 7a50 7412 b120 f6ed e61f 6229 5b1a"
 
 
 def test_a_revoked_key_gets_no_papers_again(tmp_path: Path, authority: Authority) -> None:

@@ -1,5 +1,6 @@
 """The site file: what the commands write into it, and that a person's comments stay."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,16 @@ def test_nothing_is_begun_over_a_fleet_that_is_there(home: Home) -> None:
 
 
 def test_a_name_that_cannot_be_one_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"site\.yaml:\d+:\d+ federation"):
-        create(tmp_path / "x", "a b", cloud_host="h", security="mtls")
-    assert list((tmp_path / "x").iterdir()) == []
+    with pytest.raises(ConfigError, match=r"federation: a name is letters(.|\n)*nothing was written") as caught:
+        create(tmp_path / "y" / "x", "a b", cloud_host="h", security="mtls")
+    assert not re.search(r"\d:\d", str(caught.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_stays_when_nothing_is_begun_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing was written"):
+        create(tmp_path, "a b", cloud_host="h", security="mtls")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_there_is_no_fleet_it_is_said_how_to_begin(tmp_path: Path) -> None:
@@ -118,6 +126,8 @@ def test_what_cannot_be_is_refused_and_the_file_stays(home: Home, name: str, dev
         add_farm(home, name, devices=devices)
     assert words in str(caught.value)
     assert str(home.site_file) in str(caught.value)
+    # A line of a file that was never written leads nobody anywhere.
+    assert not re.search(r"\d:\d", str(caught.value))
     assert home.site_file.read_text() == before
     assert [file.name for file in home.folder.iterdir()] == [sitefile.SITE_FILE]
 

@@ -31,8 +31,8 @@ def values(text: str, key: str) -> list[str]:
 @pytest.mark.parametrize("role", ROLES)
 def test_a_unit_starts_the_agent_with_options_that_exist(role: str) -> None:
     (line,) = values(unit(role), "ExecStart")
-    program, m, module, *arguments = shlex.split(line)
-    assert (program, m, module) == ("/opt/hfl-mqtt/venv/bin/python", "-m", "device_agents")
+    program, isolated, m, module, *arguments = shlex.split(line)
+    assert (program, isolated, m, module) == ("/opt/hfl-mqtt/venv/bin/python", "-I", "-m", "device_agents")
     assert _parser().parse_args(arguments).config == Path("/etc/hfl-mqtt/agent.yaml")
 
 

@@ -368,5 +368,4 @@ def test_the_process_vanishes_with_its_agent_while_it_trains(tmp_path: Path) -> 
             if line == b"training\n":
                 break
         process.stdin.close()  # what the kernel does when the agent dies
-        process.stderr.close()
         assert process.wait(timeout=PATIENCE_S) == 0

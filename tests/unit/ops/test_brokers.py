@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -122,8 +123,8 @@ class TestConfigurations:
             f"topic {own}/@/stat/identity out 1",
             f"topic {own}/@/stat/quarantine out 1",
             *(f"topic {pattern} out 1" for pattern in below),
-            f"topic {own}/@/tele/# out 1",
-            "topic hflb/fed1/cloud/north/farm-a/@/up/# out 1",
+            *(f"topic {own}/@/tele/{name} out 1" for name in ("update", "decline", "resend", "moving")),
+            *(f"topic hflb/fed1/cloud/north/farm-a/@/up/{slot} out 1" for slot in range(4)),
             f"topic doctor/echo out 1 {own}/@/stat/ {own}/@/cmnd/",
         ]
 
@@ -140,6 +141,29 @@ class TestConfigurations:
             if line.startswith("remote_clientid")
         ]
         assert len(ids) == len(set(ids)) == 4
+
+    @pytest.mark.parametrize("security", ["passwords", "mtls"])
+    def test_the_client_id_of_a_bridge_can_be_guessed_by_nobody_and_its_state_stays_where_it_is_read(
+        self, security: str
+    ) -> None:
+        # A broker goes by the client id alone: who knows it, with whatever account, cuts the farm off.
+        one = site(security=security)
+        confs = []
+        for secret in ("one-secret", "one-secret", "another-secret"):
+            files = {file.path: file.content for file in render(one, dict.fromkeys(one.accounts(), secret))}
+            confs.append(files["farm-a/mosquitto.conf"])
+        ids = [[line for line in conf.splitlines() if line.startswith("remote_clientid ")] for conf in confs]
+        assert ids[0] == ids[1]
+        assert not set(ids[0]) & set(ids[2])
+        for kind, line in zip(("ctl", "data"), ids[0], strict=True):
+            assert re.fullmatch(rf"remote_clientid _bridge/cloud/farm-a/{kind}~[0-9a-f]{{16}}", line)
+            assert "one-secret" not in line
+        assert f"notification_topic {topics.bridge_state('cloud/farm-a')}" in confs[0].splitlines()
+
+    def test_a_broker_takes_no_more_memory_than_the_site_gives_it(self) -> None:
+        one = site(farms=[{"name": "farm-a", "memory_mb": 500}, {"name": "farm-b"}])
+        assert "memory_limit 500000000" in rendered(one, "farm-a/mosquitto.conf").splitlines()
+        assert "memory_limit" not in rendered(one, "farm-b/mosquitto.conf")
 
     def test_a_farm_below_a_region_bridges_to_the_region(self) -> None:
         farm = rendered(region_site(), "north-farm-a/mosquitto.conf")
@@ -268,7 +292,8 @@ class TestCertificates:
 
     def test_leave_a_password_to_nobody_but_people(self, tmp_path: Path) -> None:
         render_to(site(security="mtls"), tmp_path)
-        assert list(yaml.safe_load((tmp_path / "passwords.yaml").read_text())) == ["viewer"]
+        bridges = ["_bridge/cloud/farm-a", "_bridge/cloud/farm-b"]  # secrets of their client ids
+        assert list(yaml.safe_load((tmp_path / "passwords.yaml").read_text())) == [*bridges, "viewer"]
         assert [file.name for file in (tmp_path / "secrets").iterdir()] == ["viewer"]
 
     def test_of_people_nobody_means_no_listener_for_them(self) -> None:

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfl_mqtt.errors import Malformed
-from hfl_mqtt.protocol import limits, topics
+from hfl_mqtt.protocol import limits, messages, topics
 from hfl_mqtt.protocol.topics import Channel, Topic
+from hfl_mqtt.protocol.wire import encode
 
 segments = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,15}", fullmatch=True)
 paths = st.lists(segments, min_size=1, max_size=8).map("/".join)
@@ -171,7 +172,7 @@ def test_a_device_may_speak_for_itself_and_read_only_its_parent() -> None:
     pi, other, edge = "cloud/a/pi", "cloud/a/pj", "cloud/a"
     assert may(pi, "write", Topic("f", pi, Channel.UP, "0"))
     assert may(pi, "write", Topic("f", pi, Channel.STAT, "state"))
-    assert may(pi, "write", Topic("f", pi, Channel.TELE, "join"))
+    assert may(pi, "write", Topic("f", pi, Channel.TELE, "decline"))
     assert may(pi, "read", Topic("f", edge, Channel.STAT, "identity"))
     assert may(pi, "read", Topic("f", edge, Channel.DOWN, "0"))
     assert may(pi, "read", Topic("f", edge, Channel.KEY, "0"))
@@ -183,6 +184,44 @@ def test_a_device_may_speak_for_itself_and_read_only_its_parent() -> None:
     assert not may(pi, "write", Topic("f", edge, Channel.STAT, "round"))
     assert not may(pi, "write", Topic("f", other, Channel.CMND, "receipt"))
     assert not may(pi, "write", Topic("f", pi, Channel.CMND, "receipt"))
+
+
+def test_what_a_device_may_leave_at_its_broker_has_sixteen_names() -> None:
+    written = [pattern for kind, pattern in topics.acl_node("f", "cloud/a/pi", has_children=False) if kind == "write"]
+    assert (len(written), len(set(written))) == (16, 16)
+    assert not [pattern for pattern in written if set(pattern) & set("+#")]
+
+
+def test_what_an_aggregator_may_write_has_no_open_end() -> None:
+    for path in ("cloud", "cloud/a"):
+        rights = topics.acl_node("f", path, has_children=True)
+        assert not [pattern for kind, pattern in rights if kind != "read" and "#" in pattern]
+
+
+def test_every_message_has_the_right_to_its_topic_where_it_is_said() -> None:
+    kinds = [
+        one for one in vars(messages).values() if isinstance(one, type) and {"channel", "name"} <= vars(one).keys()
+    ]
+    everything = {(vars(one)["channel"], vars(one)["name"]) for one in kinds}
+    assert len(everything) > 10
+    for channel, name in everything:
+        match channel:
+            case Channel.CMND if name == "control":
+                assert may("cloud", "write", Topic("f", "cloud", channel, name), has_children=True)
+            case Channel.CMND:
+                assert may("cloud/a", "write", Topic("f", "cloud/a/pi", channel, name), has_children=True)
+            case _:
+                assert may("cloud/a", "write", Topic("f", "cloud/a", channel, name), has_children=True)
+
+
+@given(st.integers(0, limits.MAX_PARTS - 1))
+def test_every_part_of_an_update_has_the_right_to_its_topic_and_crosses(index: int) -> None:
+    part = messages.UpdatePart(
+        run="r", round=(1,), base="0" * 16, blob="0" * 16, index=index, count=limits.MAX_PARTS, size=1, data=b"x"
+    )
+    topic = Topic.parse(encode(part, "f", "cloud/a").topic)
+    assert may("cloud/a", "write", topic, has_children=True)
+    assert crosses("out", topic)
 
 
 @pytest.mark.parametrize("channel", [Channel.DOWN, Channel.KEY])

@@ -31,7 +31,7 @@ from hfl_mqtt.protocol.messages import (
 from hfl_mqtt.protocol.wire import unpack_update
 from hfl_mqtt.rounds import cohort
 from hfl_mqtt.rounds.actions import Action, Persist, Send
-from hfl_mqtt.rounds.aggregator import Aggregator
+from hfl_mqtt.rounds.aggregator import MAX_CHILDREN, Aggregator
 from hfl_mqtt.rounds.ladder import CODECS
 from hfl_mqtt.rounds.open_round import Outcome
 from tests.unit.rounds.trees import (
@@ -112,6 +112,15 @@ def test_a_call_says_all_that_a_child_needs() -> None:
     assert (call.asked, call.quorum, call.open_for_s, call.plan) == (3, 2, 60.0, PLAN)
     assert (call.model.version, call.model.key, call.model.digest) == (0, 0, keyframe(weights(1.0)).digest[:16])
     assert cloud.is_open
+
+
+def test_more_children_than_any_aggregator_has_are_not_heard() -> None:
+    cloud = Cloud(A)
+    for number in range(MAX_CHILDREN - 1):
+        cloud.hear(READY, f"cloud/x{number}", 0.0)
+    assert notes(cloud.hear(READY, B, 0.0)) == ["too_many_children"]
+    assert notes(cloud.hear(LOST, A, 0.0)) == ["lost"]
+    assert len(cloud.present) == MAX_CHILDREN - 1
 
 
 def test_a_round_needs_a_model_and_no_other_open_round() -> None:
@@ -395,7 +404,7 @@ def test_a_round_that_came_to_nothing_is_opened_once_more_as_another_attempt() -
 # ------------------------------------------------------------------ children that come and go
 
 
-def test_calls_of_a_run_are_numbered_in_the_order_in_which_they_were_opened() -> None:
+def test_calls_are_numbered_in_the_order_in_which_they_were_opened_whatever_their_run() -> None:
     cloud = Cloud(A)
     numbers = []
     for round_id in ((1, 1), (1, 2), (1, 1)):
@@ -403,7 +412,8 @@ def test_calls_of_a_run_are_numbered_in_the_order_in_which_they_were_opened() ->
         numbers.append(call.number)
         assert closed(cloud.get(call, A, 1.0, 1, 1.0))
     assert numbers == [0, 1, 2]
-    assert cloud.begin(1, 1, run="s").number == 0
+    cloud.finish("r")
+    assert cloud.begin(1, 1, run="s").number == 3
 
 
 def test_a_child_that_joins_an_open_round_is_asked_too() -> None:

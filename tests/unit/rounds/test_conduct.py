@@ -4,7 +4,7 @@ from math import inf
 from typing import Any
 
 from hfl_mqtt.protocol.limits import MAX_SHUNNED, PART_SIZE
-from hfl_mqtt.protocol.messages import Moving, Quarantine, Quarantined, RoundCall, State
+from hfl_mqtt.protocol.messages import Moving, Plan, Quarantine, Quarantined, RoundCall, State, Tally
 from hfl_mqtt.protocol.wire import encode
 from hfl_mqtt.rounds.actions import Action, Persist, Send
 from hfl_mqtt.rounds.aggregator import Aggregator
@@ -138,6 +138,42 @@ def test_norms_are_measured_by_what_the_others_sent() -> None:
     assert conduct.max_norm(PI, 10, staleness=2) == 60.0
     conduct.called("another run")
     assert conduct.max_norm(PI, 10) == inf
+
+
+def test_two_others_tell_nothing_about_samples_and_three_do() -> None:
+    conduct = Conduct()
+    for name in "ab":
+        conduct.counted(f"cloud/{name}", 2.0, 100)
+    assert conduct.max_weight(PI) == 2**30
+    conduct.counted("cloud/c", 2.0, 100)
+    assert conduct.max_weight(PI) == 300_000
+    conduct.called("another run")
+    assert conduct.max_weight(PI) == 2**30
+
+
+def test_a_device_with_a_thousand_times_the_others_data_is_believed_however_many_they_are() -> None:
+    for others in ([90, 100, 110], [100, 20, 30], [30, 50, 70, 100, 100, 100, 130, 150, 170], [1, 2, 3]):
+        conduct = Conduct()
+        for number, samples in enumerate(others):
+            conduct.counted(f"cloud/{number}", 2.0, samples)
+        assert conduct.max_weight(PI) >= 1000 * max(others)
+
+
+def test_where_few_have_little_and_few_have_much_data_each_is_believed() -> None:
+    conduct = Conduct()
+    for number, samples in enumerate([1, 1, 100_000]):
+        conduct.counted(f"cloud/{number}", 2.0, samples)
+    assert conduct.max_weight(PI) >= 100_000
+    assert Conduct(Bounds(max_samples=500)).max_weight(PI) == 500
+
+
+def test_by_a_median_of_many_one_liar_raises_what_is_believed_of_nobody() -> None:
+    conduct = Conduct()
+    for number in range(9):
+        conduct.counted(f"cloud/{number}", 2.0, 100)
+    conduct.counted("cloud/liar", 2.0, 2**30)
+    assert conduct.max_weight(PI) == 300_000
+    assert Conduct(Bounds(max_weight_ratio=inf)).max_weight(PI) == 2**30
 
 
 # ------------------------------------------------------------------ quarantine
@@ -287,6 +323,79 @@ def test_an_announcement_beyond_any_sense_is_a_lie_and_so_is_a_weight() -> None:
     ((_, accepted, reason),) = receipts(actions)
     assert (accepted, reason) == (False, "weight 1001: at most 1000 samples are believed of one child")
     assert "quarantined" in notes(actions)
+
+
+def test_who_claims_all_the_samples_of_the_world_is_refused_where_others_are_known() -> None:
+    cloud = Cloud(A, B, C, f"{A}2")
+    call = cloud.begin(quorum=4)
+    for child in (A, B, C):
+        cloud.get(call, child, 0.5, 100, 1.0)
+    ((_, accepted, reason),) = receipts(cloud.get(call, f"{A}2", 0.5, 2**30, 2.0))
+    assert (accepted, reason) == (False, "weight 1073741824: at most 300000 samples are believed of one child")
+    ((_, accepted, _),) = receipts(cloud.get(call, f"{A}2", 0.5, 100_000, 3.0))
+    assert accepted
+
+
+def test_an_edge_is_refused_what_its_devices_claim_and_has_no_strike_for_it() -> None:
+    below = Plan(task="t", tiers=(quick(),))
+    cloud = Cloud(A, bounds=Bounds(strikes=1, max_samples=1000))
+    call = cloud.begin(quorum=1, plan=below)
+    actions = cloud.get(call, A, 1.0, 1001, 1.0)
+    assert [accepted for _, accepted, _ in receipts(actions)] == [False]
+    assert "quarantined" not in notes(actions)
+
+
+def test_an_edge_that_comes_back_from_an_outage_goes_as_many_rounds_at_once_as_it_was_told_to() -> None:
+    children = [f"cloud/n{number}" for number in range(9)]
+    cloud = Cloud(*children)
+    call = cloud.begin(quorum=9, plan=Plan(task="t", tiers=(quick(rounds=2, offline_rounds=6),)))
+    for child in children[:8]:
+        cloud.get(call, child, 0.5, 1, 1.0)
+    ((_, accepted, reason),) = receipts(cloud.get(call, children[8], 20.1, 1, 2.0))
+    assert (accepted, reason) == (False, "norm: 20.1, while 20 is the most that is believed of a delta now")
+    ((_, accepted, _),) = receipts(cloud.get(call, children[8], 19.9, 1, 3.0))
+    assert accepted
+
+
+def test_a_child_cannot_spend_the_budget_of_a_run_alone() -> None:
+    cloud = Cloud(A, B)
+    call = cloud.begin()
+    cloud.get(call, A, 1.0, 1, 1.0, sent=2**53, received=2**53)
+    cloud.get(call, B, 1.0, 1, 1.0, sent=5000, received=7000)
+    outcome = cloud.result()
+    assert outcome.moved[B] == (5000, 7000)
+    assert outcome.moved[A][0] == outcome.moved[A][1] < 10_000_000, "64 times the largest update and the model"
+
+
+def test_one_tally_beyond_sense_is_left_out_where_two_others_know_better() -> None:
+    cloud = Cloud(A, B, C)
+    call = cloud.begin()
+    for child, tally in (
+        (A, Tally(total=1e300, count=1)),
+        (B, Tally(total=70.0, count=100)),
+        (C, Tally(total=0.0, count=100)),
+    ):
+        cloud.get(call, child, 1.0, 1, 1.0, tallies={"accuracy": tally})
+    assert cloud.result().tallies == {"accuracy": Tally(total=70.0, count=200)}
+    call = cloud.begin(2)
+    for child, count in ((A, 2.0**53), (B, 100.0), (C, 200_000.0)):
+        cloud.get(call, child, 1.0, 1, 1.0, tallies={"accuracy": Tally(total=count, count=count)})
+    assert cloud.result().tallies == {"accuracy": Tally(total=200_100.0, count=200_100)}, "unequal, but not beyond"
+
+
+def test_a_sum_over_nothing_or_below_nothing_is_no_way_around_that() -> None:
+    for lie in (
+        Tally(total=1e300, count=0),
+        Tally(total=1e300, count=1e-300),
+        Tally(total=-1e300, count=1, is_root=True),
+    ):
+        cloud = Cloud(A, B, C)
+        call = cloud.begin()
+        cloud.get(call, A, 1.0, 1, 1.0, tallies={"error": lie})
+        for child in (B, C):
+            one = Tally(total=1.0, count=1, is_root=lie.is_root)
+            cloud.get(call, child, 1.0, 1, 1.0, tallies={"error": one})
+        assert cloud.result().tallies["error"].value == 1.0
 
 
 def test_a_child_that_says_for_ever_that_parts_come_at_it_holds_a_round_open_for_ten_minutes() -> None:

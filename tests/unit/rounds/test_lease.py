@@ -278,6 +278,46 @@ def test_an_epoch_that_nobody_can_have_reached_is_not_believed() -> None:
     assert said(node.tick(SETTLE_S), Lease)
 
 
+@pytest.mark.parametrize("lie", [2**33, 2**50, 2**52])
+def test_a_state_far_above_all_that_was_heard_moves_no_epoch_and_the_leader_says_its_own_again(lie: int) -> None:
+    node, standby = leased(), leased("box-2")
+    epoch, now = leading(node)
+    standby.handle(Connected(), now)
+    for box in (node, standby):
+        told = box.handle(heard(State(state=StateName.READY, boot=lie)), now)
+        assert notes(told) == ["epoch_out_of_range"]
+        assert of(told, Persist) == []
+        assert [state.boot for state in said(told, State)] == ([epoch] if box is node else [])
+    assert node.node is not None
+    (claim,) = said(standby.tick(now + SETTLE_S), Lease)
+    assert claim.epoch == next_epoch(0, "box-2")
+
+
+def test_boots_that_count_from_a_date_are_taken_for_what_they_are() -> None:
+    """A place that had one edge, whose boot file was damaged: its boot is the seconds since 1970."""
+    node = leased()
+    node.handle(Connected(), 0.0)
+    node.handle(heard(State(state=StateName.LOST, boot=1_795_000_000)), 0.0)
+    (claim,) = said(node.tick(SETTLE_S), Lease)
+    assert claim.epoch == next_epoch(1_795_000_000, "box-1")
+
+
+@pytest.mark.parametrize("epoch", [2**34, 2**52])
+def test_a_lease_far_above_all_that_was_heard_is_let_run_out_but_not_remembered(epoch: int) -> None:
+    """Somebody may lead under it, so nobody leads beside it; it may be a lie, so nobody claims above it."""
+    node = leased()
+    own, now = leading(node)
+    lie = Lease(epoch=epoch, holder="box-2", for_s=FOR_S)
+    told = node.handle(heard(lie), now)
+    assert notes(told) == ["epoch_out_of_range", "steps_down"]
+    assert of(told, Persist) == []
+    node.handle(Connected(), now)
+    node.handle(heard(lie), now + 0.1)
+    assert said(node.tick(now + FOR_S), Lease) == []
+    (claim,) = said(node.tick(now + 0.1 + FOR_S + SETTLE_S), Lease)
+    assert claim.epoch == next_epoch(own, "box-1")
+
+
 # ------------------------------------------------------------------ a broker, and all that can happen at it
 
 

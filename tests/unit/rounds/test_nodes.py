@@ -48,6 +48,7 @@ from hfl_mqtt.rounds.client import ClientNode
 from hfl_mqtt.rounds.cloud import CloudNode, Schedule
 from hfl_mqtt.rounds.edge import EdgeNode
 from hfl_mqtt.rounds.node import Node, metrics_of
+from hfl_mqtt.rounds.stopping import Stop
 from tests.unit.rounds.trees import (
     CODEC,
     MATH,
@@ -278,6 +279,54 @@ def test_a_central_score_that_comes_last_ends_the_run() -> None:
     (metrics,) = said(actions, Metrics)
     assert (metrics.values["round"], metrics.values["station_error"]) == ("g2", 3.0)
     assert top.handle(Worked(work_id="r/v0", result=score), 102.0) == []
+
+
+def test_a_device_that_claims_all_samples_that_are_believed_does_not_get_its_edge_refused() -> None:
+    top = cloud(quick(open_for_s=100.0), quick())
+    tree = tree_of(top, edge(), device(PI), device(PJ), train=towards({PI: (0.1, 2**30), PJ: (0.1, 1000)}))
+    tree.start("cloud", EDGE, PI, PJ)
+    tree.run(1000.0)
+    assert "refused" not in notes(tree.actions("cloud"))
+    accepted = [note.fields["weight"] for note in of(tree.actions("cloud"), Note) if note.event == "accepted"]
+    assert accepted == [2**30, 0]
+    assert ends(tree) == [RunOver(run="r")]
+
+
+def test_a_device_gives_no_score_in_the_name_of_the_clouds_own() -> None:
+    top = cloud(quick(), rounds=2)
+    claim = {"station_error": Tally(total=0.0, count=1000)}
+    own = Contribution(payload=b"", weight=0, tallies={"station_error": Tally(total=9.0, count=3)})
+    train = towards({EDGE: (4.0, 1)})
+
+    def lie(path: str, work: Work) -> Contribution | str | None:
+        if work.is_central:
+            return own
+        done = train(path, work)
+        assert isinstance(done, Contribution)
+        return replace(done, tallies={**done.tallies, **claim})
+
+    tree = Tree([top, device(EDGE)], lie)
+    tree.start(EDGE, "cloud")
+    tree.run(100.0)
+    assert [scores["station_error"] for scores in top.history] == [3.0, 3.0, 3.0]
+
+
+def test_no_target_is_reached_before_the_cloud_knows_the_names_of_its_own_scores() -> None:
+    stop = Stop(metric="station_error", higher_is_better=False, target=1.0)
+    train = towards({EDGE: (4.0, 1)})
+
+    def lie(path: str, work: Work) -> Contribution | str | None:
+        if work.is_central:
+            return None
+        done = train(path, work)
+        assert isinstance(done, Contribution)
+        return replace(done, tallies={**done.tallies, "station_error": Tally(total=0.0, count=1)})
+
+    top = cloud(quick(), rounds=5, stop=stop)
+    tree = Tree([top, device(EDGE)], lie)
+    tree.start(EDGE, "cloud")
+    tree.run(100.0)
+    assert (top.version, top.stopped) == (5, None)
 
 
 def test_the_run_waits_for_the_children_it_was_told_to() -> None:

@@ -866,6 +866,25 @@ def test_an_update_that_counted_in_a_round_that_came_to_nothing_is_sent_again() 
     assert (len(said(sent, UpdatePart)), of(sent, Work)) == (1, [])
 
 
+@pytest.mark.parametrize("old", [{"boot": 3, "number": 9}, {"boot": 4, "number": 6}])
+@pytest.mark.parametrize("phase", [Phase.OPEN, Phase.CLOSED, Phase.FINISHED])
+def test_a_call_of_a_run_that_was_over_before_this_one_began_ends_nothing(old: dict[str, int], phase: Phase) -> None:
+    """All calls of a parent stand in one order, whatever their run: who says an old one again expels nobody."""
+    pi = working(call(7, boot=4, number=7))
+    told = pi.hear(call(3, phase=phase, run="last-year", **old), 1.0)
+    assert notes(told) == ["out_of_date"]
+    assert pi.stage is Stage.WORKING
+    actions = pi.hear(call(8, boot=4, number=8, model=NEXT), 2.0)
+    assert (cancelled(actions), pi.stage) == (["r/g7"], Stage.FETCHING)
+
+
+def test_a_new_run_of_a_parent_that_was_not_restarted_goes_on_counting_its_calls() -> None:
+    pi = working(call(7, run="r", boot=4, number=7))
+    pi.hear(call(1, run="s", boot=4, number=8, model=NEXT), 1.0)
+    assert pi.working_for is not None
+    assert pi.working_for.run == "s"
+
+
 # ------------------------------------------------------------------ a round that is called again
 
 

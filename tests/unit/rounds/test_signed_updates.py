@@ -10,12 +10,25 @@ from hfl_mqtt.protocol.blobs import digest
 from hfl_mqtt.protocol.messages import Announce, Identity, Phase, Receipt, RoundCall, Tally, UpdatePart, Want
 from hfl_mqtt.protocol.statements import from_text, of_call
 from hfl_mqtt.rounds.actions import Action, Persist
-from hfl_mqtt.rounds.aggregator import Aggregator
+from hfl_mqtt.rounds.aggregator import MAX_STRANGERS, Aggregator
 from hfl_mqtt.rounds.open_round import Outcome
 from hfl_mqtt.rounds.signing import Signer, update_seal
 from hfl_mqtt.sim.papers import FEDERATION, Papers
 from hfl_mqtt.trust.identity import Identity as Papered
-from tests.unit.rounds.trees import MATH, PLAN, READY, keyframe, noted, notes, of, quick, said, update_parts, weights
+from tests.unit.rounds.trees import (
+    LOST,
+    MATH,
+    PLAN,
+    READY,
+    keyframe,
+    noted,
+    notes,
+    of,
+    quick,
+    said,
+    update_parts,
+    weights,
+)
 
 PAPERS = Papers(0)
 A, B = "cloud/a", "cloud/b"
@@ -274,3 +287,48 @@ def test_a_seal_is_made_for_the_sender_itself() -> None:
     assert seal is not None
     assert len(seal(bytes(32))) == 64
     assert update_seal(None, "r", (1,), "0" * 16) is None
+
+
+# ------------------------------------------------------------------ strangers
+
+
+def test_of_whom_no_card_was_heard_no_state_counts_until_the_card_comes() -> None:
+    """What a broker retains comes in any order, so the state waits for the card."""
+    found = Cloud(signer=PAPERS.identity("cloud"))
+    assert notes(found.hear(READY, A, 0.0)) == ["unidentified"]
+    assert found.present == []
+    assert "joined" in notes(found.get(Identity(card=OF_A.card), sender=A))
+    assert found.present == [A]
+
+
+def test_the_last_state_counts_once_the_card_comes() -> None:
+    found = Cloud(signer=PAPERS.identity("cloud"))
+    found.hear(READY, A, 0.0)
+    found.hear(LOST, A, 0.0)
+    found.get(Identity(card=OF_A.card), sender=A)
+    assert found.present == []
+
+
+def test_the_states_of_few_strangers_wait() -> None:
+    found = Cloud(signer=PAPERS.identity("cloud"))
+    for number in range(3 * MAX_STRANGERS):
+        found.judge(f"cloud/x{number}", 100, 0.0)
+        found.hear(READY, f"cloud/x{number}", 0.0)
+    assert len(found._unproven) == len(found._strangers) == MAX_STRANGERS
+    assert found.present == []
+    found.get(Identity(card=OF_A.card), sender=A)
+    found.hear(READY, A, 0.0)
+    assert found.present == [A]
+
+
+def test_strangers_beyond_the_first_share_one_allowance_and_a_child_has_its_own() -> None:
+    found = cloud()
+    for number in range(MAX_STRANGERS):
+        found.judge(f"cloud/x{number}", 100, 0.0)
+    most = found.conduct.bounds.messages_per_minute
+    told = [found.judge(f"cloud/y{number}", 100, 0.0) for number in range(most + 1)]
+    assert (told[0], told[most - 1], told[most]) == (None, None, [])
+    assert found.malformed("cloud/z", "no JSON", 0.0) == []
+    assert found.judge(A, 100, 0.0) is None
+    assert found.judge("cloud/y0", 100, 60.0) is None, "a minute later they are heard again"
+    assert found.conduct.shown.children == {}

@@ -34,6 +34,14 @@ def test_without_that_score_nothing_is_reached(history: list[dict[str, float]]) 
     assert UP.reason(history, 0) is None
 
 
+def test_a_target_is_reached_when_half_of_those_who_gave_the_score_reach_it_and_not_by_one_of_many() -> None:
+    history = scored("accuracy", 0.1, 5.0)
+    assert UP.reason(history, 0, [0.5, 0.5, 99.0]) is None
+    assert UP.reason(history, 0, [0.5, 0.9]) is not None
+    assert UP.reason(history, 0, [0.5, 0.9, 0.91]) is not None
+    assert UP.reason(history, 0, [0.95]) is not None, "there is one child"
+
+
 def test_a_run_ends_when_the_bytes_are_spent() -> None:
     stop = Stop(budget_bytes=2_000_000)
     assert stop.reason([], 1_999_999) is None

@@ -137,6 +137,19 @@ def test_of_ever_new_cards_the_last_few_are_kept() -> None:
         edge.check(PI, b"said", key_of("k1").sign(b"said"))
 
 
+def test_old_cards_that_are_shown_once_more_do_not_put_the_newest_out() -> None:
+    """Whoever kept them may show them again: the last to end stay, and of those that end together the last drawn."""
+    edge = identity()
+    cards = [card_of(PI, f"k{serial}", serial=serial) for serial in range(7, 8 + MAX_CARDS)]
+    for card in cards:
+        edge.learn(PI, card)
+    assert [edge.learn(PI, card) for card in cards[:MAX_CARDS]] == [False] * MAX_CARDS
+    edge.check(PI, b"said", key_of("k11").sign(b"said"))
+    assert edge.learn(PI, card_of(PI, "k1", serial=1, not_after=LATER + 1)), "this one ends later"
+    edge.check(PI, b"said", key_of("k1").sign(b"said"))
+    edge.check(PI, b"said", key_of("k11").sign(b"said"))
+
+
 def test_a_list_that_is_older_or_cannot_be_read_takes_nothing_back(tmp_path: Path) -> None:
     file = tmp_path / "revoked"
     revoke(file, 5, 7)

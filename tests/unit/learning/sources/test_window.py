@@ -21,8 +21,13 @@ from hfl_mqtt.learning.sources.window import Window, peek
 Make = Callable[..., Source]
 
 
-def filled(source: Source, *readings: tuple[float, Mapping[str, float]]) -> Window:
-    window = Window(Path(source.window), source)
+DAY_S = 86_400.0
+#: 2026-05-01, and what a board says that was never set.
+NOW_S, UNSET_S = 1_777_593_600.0, 86_400.0
+
+
+def filled(source: Source, *readings: tuple[float, Mapping[str, float]], now_s: float = NOW_S) -> Window:
+    window = Window(Path(source.window), source, clock=lambda: now_s)
     for time_s, values in readings:
         window.put(time_s, values)
     window.commit()
@@ -81,6 +86,30 @@ def test_the_oldest_rows_go_where_they_are_too_old_for_the_newest(source: Make) 
     one = source(keep_s=20.0, every_s=None)
     filled(one, (100, {"a": 1}), (105, {"a": 1}), (125, {"a": 1})).close()
     assert read_table(one).times.tolist() == [105, 125]
+
+
+def test_a_reading_of_the_year_2199_heard_before_the_clock_was_set_costs_no_other_row(source: Make) -> None:
+    one = source(keep_s=20.0, every_s=None)
+    filled(one, (NOW_S - 5, {"a": 1}), (7e9, {"a": 9}), now_s=UNSET_S).close()
+    assert read_table(one).times.tolist() == [NOW_S - 5, 7e9]
+    window = filled(one, (NOW_S, {"a": 2}), (NOW_S + DAY_S, {"a": 3}))  # a day may be another clock's fault
+    assert window.rows == 3
+    window.close()
+    assert read_table(one).times.tolist() == [NOW_S - 5, NOW_S, NOW_S + DAY_S]
+
+
+def test_while_the_clock_is_not_set_no_row_is_too_old(source: Make) -> None:
+    one = source(keep_s=20.0, every_s=None)
+    filled(one, (NOW_S - 100, {"a": 1}), (NOW_S, {"a": 2}), (UNSET_S, {"a": 3}), now_s=UNSET_S).close()
+    assert read_table(one).times.tolist() == [UNSET_S, NOW_S - 100, NOW_S]
+    filled(one, (NOW_S + 1, {"a": 4})).close()
+    assert read_table(one).times.tolist() == [NOW_S, NOW_S + 1]
+
+
+def test_a_file_may_speak_of_what_is_to_come_and_loses_no_row_by_it(source: Make) -> None:
+    one = source(kind="csv", keep_s=2 * DAY_S, every_s=None)
+    filled(one, (NOW_S - 3 * DAY_S, {"a": 1}), (NOW_S, {"a": 2}), (NOW_S + 9 * DAY_S, {"a": 3})).close()
+    assert read_table(one).times.tolist() == [NOW_S, NOW_S + 9 * DAY_S]
 
 
 def test_the_file_stays_within_its_bytes(source: Make) -> None:
