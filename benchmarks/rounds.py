@@ -1,5 +1,8 @@
 """The framework's own time in a round: two levels over real bridged brokers, and training that returns at once.
 
+With 2 x 2 clients a dozen processes share this machine's cores, and wait for each other; a chain of one edge and one
+client is what the hops themselves take.
+
 Times are those of the journals' notes, and a node notes what it has sent after sending it: on a busy machine a single
 stage may come out below zero, at the cost of its neighbour. Medians and the whole round do not suffer from it.
 """
@@ -40,10 +43,20 @@ def measure(rounds: int = ROUNDS) -> list[Figure]:
             stages = _stages(bench)[WARM_UP:]
         whole = [sum(parts) for parts in stages]
         figures.append(spread_of(f"{said}: round", "ms", whole, f"{len(whole)} rounds"))
+        figures.append(_chain(task, codec, rounds))
         for name, times in zip(STAGES, zip(*stages, strict=True), strict=True):
             share = f"{100 * median(times) / median(whole):.0f} %"
             figures.append(spread_of(f"  {name}", "ms", times, share))
     return figures + _training(TRAINED_ROUNDS)
+
+
+def _chain(task: str, codec: str, rounds: int) -> Figure:
+    """Return the round of one edge with one client: cloud, edge, client, trainer."""
+    what = plan(task, farms=1, devices=1)
+    with running(what, is_watched=False) as bench:
+        bench.run(rounds, tiers=[{**tier, "codec": codec, "downlink": codec} for tier in what.tiers])
+        whole = [sum(parts) for parts in _stages(bench)[WARM_UP:]]
+    return spread_of("  the same of one edge and one client", "ms", whole, "four processes, one behind the other")
 
 
 def _training(rounds: int) -> list[Figure]:
