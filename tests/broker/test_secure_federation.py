@@ -70,7 +70,7 @@ def test_it_learns_and_is_watched_and_steered_over_tls(federation: LocalFederati
 
     plainly = hfl(*look, "--once")
     assert plainly.returncode == 4
-    assert "needs broker.tls" in plainly.stderr
+    assert "give --ca" in plainly.stderr
     stranger = Authority(tmp_path / "stranger", "stranger").certificate
     distrusted = hfl(*look, "--ca", stranger, "--once")
     assert distrusted.returncode == 4
