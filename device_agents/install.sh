@@ -155,8 +155,10 @@ folder() {
 link() {
     if [ "$(readlink "$2" || true)" = "$1" ]; then kept; return 1; fi
     if [ -d "$2" ] && [ ! -L "$2" ]; then rm -rf "$2"; fi
-    ln -s "$1" "$2.new"
-    mv -fT "$2.new" "$2"
+    # Said here, for where it is asked whether something was linked, the shell goes on after a failure.
+    if ! { ln -sfn "$1" "$2.new" && mv -fT "$2.new" "$2"; }; then
+        die 6 "cannot make $2 lead to $1: is the disk full or read-only?"
+    fi
 }
 is_jetson() {
     [ -e "$root/etc/nv_tegra_release" ] || grep -qai jetson "$root/proc/device-tree/model" 2>/dev/null

@@ -88,6 +88,17 @@ def test_a_second_run_changes_nothing_and_says_so(card: Path, tmp_path: Path) ->
     assert tree(card) == before
 
 
+def test_a_link_that_an_earlier_start_left_half_made_is_not_taken_for_the_new_one(card: Path, tmp_path: Path) -> None:
+    half_made = card / "opt/hfl-mqtt/venv.new"
+    half_made.parent.mkdir(parents=True)
+    half_made.symlink_to("nowhere")
+    papers.make(tmp_path / "pi-1.tar")
+    done = install(card, "--bundle", tmp_path / "pi-1.tar")
+    assert done.returncode == 0, done.stderr
+    assert (card / "opt/hfl-mqtt/venv").resolve() != (card / "opt/hfl-mqtt/nowhere")
+    assert not half_made.is_symlink()
+
+
 def test_other_papers_change_only_what_differs(card: Path, tmp_path: Path) -> None:
     install(card, "--bundle", papers.make(tmp_path / "pi-1.tar", node_key=b"secret"))
     changed = papers.CLIENT.replace("farm-a.local", "10.0.0.7")
