@@ -11,7 +11,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from struct import Struct
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,9 @@ from hfl_mqtt.learning.weights import Layout, TensorSpec, delta_layout, shown
 #: 1.2e-10 m/n. The rest of int64 bounds the sum over all updates of weight x |delta| by 2^31, e.g. a million samples
 #: times a change of 2147.
 FRACTION_BITS = 32
-#: Elements worked on at a time, so that intermediates stay in the processor's cache. The rounding depends on it.
-BLOCK = 1 << 17
+#: Elements worked on at a time, so that values, cells and intermediates stay in a core's cache: 1.3 MB of 2. The
+#: rounding depends on it.
+BLOCK = 7 << 14
 #: Float tensors with fewer elements share blocks. From here on the four bytes an element of `Singles` are faster.
 SMALL = 1 << 14
 
@@ -39,6 +41,8 @@ _NO_CELLS = np.empty(0, dtype=np.int64)
 #: of `_MAGIC` plus that integer: rounding and conversion in the one pass of an addition.
 _MAGIC = np.array([1.5 * 2**23], dtype=np.float32)
 _MAGIC_BITS = int(_MAGIC.view(np.int32)[0])
+_BITS, _FLOAT = Struct("=I"), Struct("=f")
+_maximum = np.maximum.reduce
 #: The same of a float64: its last bit is 1 in [2^52, 2^53], and what is added may have 2^51 units.
 _WIDE_MAGIC = np.float64(1.5 * 2**52)
 _WIDE_MAGIC_BITS = int(_WIDE_MAGIC.view(np.int64))
@@ -100,10 +104,14 @@ class Block(ABC):
 
     def _peak(self, values: NDArray[Any]) -> float:
         """Return the largest magnitude; `Refused` where there is NaN or infinity: both go through min and max."""
-        peak = max(-float(np.minimum.reduce(values)), float(np.maximum.reduce(values)))
+        peak = self._largest(values)
         if not peak < math.inf:
             raise Refused(f"{self.blamed(values)} holds NaN or infinity")
         return peak
+
+    @staticmethod
+    def _largest(values: NDArray[Any]) -> float:
+        return max(-float(np.minimum.reduce(values)), float(np.maximum.reduce(values)))
 
     def blamed(self, values: NDArray[Any]) -> str:
         """Return the name, for people, of the tensor that holds the first NaN, or the largest magnitude."""
@@ -176,6 +184,19 @@ class Singles(Block):
         mean = self.scratch.doubles[: out.size]
         np.divide(self._whole()[start : start + out.size], math.ldexp(weight, -self.exponent), out=mean)
         out[:] = mean
+
+    @staticmethod
+    def _largest(values: NDArray[Any]) -> float:
+        """Return the largest magnitude, NaN where there is one; in half of the time that floats take, by their bits.
+
+        Bits without the sign are in the order of magnitudes, with infinity and then NaN on top. The largest as signed
+        integers is the largest positive float, if there is one; as unsigned, the largest negative.
+        """
+        if values.dtype != np.float32:
+            return Block._largest(values)
+        positive = int(_maximum(values.view(np.int32)))
+        negative = int(_maximum(values.view(np.uint32)))
+        return cast(float, _FLOAT.unpack(_BITS.pack(max(positive, negative & 0x7FFFFFFF)))[0])
 
     def _make_room(self, bound: int, exponent: int) -> None:
         """Make the cells such that they hold multiples of 2^`exponent` up to `bound`."""

@@ -67,9 +67,10 @@ def test_shared_blocks_do_not_depend_on_the_order_of_the_layout() -> None:
 
 
 def test_no_shared_block_is_larger_than_others() -> None:
-    found = places_of({f"t{index:02}": spec("f4", SMALL - 1) for index in range(10)})
+    fits = BLOCK // (SMALL - 1)
+    found = places_of({f"t{index:02}": spec("f4", SMALL - 1) for index in range(fits + 2)})
     sizes = [place.blocks[0].size for place in found.values()]
-    assert sizes == [8 * (SMALL - 1)] * 8 + [2 * (SMALL - 1)] * 2
+    assert sizes == [fits * (SMALL - 1)] * fits + [2 * (SMALL - 1)] * 2
 
 
 def doubles(size: int) -> Doubles:
@@ -199,3 +200,27 @@ def test_a_block_whose_every_update_was_taken_back_begins_anew() -> None:
         widths.append(block.is_narrow)
     assert widths == [True, False, False, False, True]
     assert mean_of(block, 1) == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("values", "peak"),
+    [
+        ((0.0, -0.0), 0.0),
+        ((-0.0, -0.0), 0.0),
+        ((1.0, 3.5, 2.0), 3.5),
+        ((-1.0, -3.5, -2.0), 3.5),
+        ((-3.5, 2.0), 3.5),
+        ((3.5, -2.0), 3.5),
+        ((-1e-45, 0.0), 1e-45),
+        ((3.4028235e38, -1.0), 3.4028235e38),
+    ],
+)
+def test_the_peak_is_the_largest_magnitude(values: tuple[float, ...], peak: float) -> None:
+    assert singles(len(values))._peak(np.array(values, dtype="f4")) == np.float32(peak)
+
+
+@pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7F800001, 0xFF800001])
+def test_infinity_and_nan_of_either_sign_have_no_peak(bits: int) -> None:
+    values = np.array([bits, 0x3F800000, 0xBF800000], dtype="u4").view("f4")
+    with pytest.raises(Refused, match="NaN or infinity"):
+        singles(3).add(values, 1)
