@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import struct
-from dataclasses import field
+from dataclasses import field, replace
 from enum import Enum
 from pathlib import PurePath
 from typing import Annotated, Any, BinaryIO
@@ -31,7 +31,11 @@ _CONFIG = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class ModelBytes:
-    """A model as `rounds.arithmetic.Model` has it: where it starts, and the deltas since; `digest` is of the last."""
+    """A model as `rounds.arithmetic.Model` has it: where it starts, and the deltas since; `digest` is of the last.
+
+    Where the training process has a model of that chain already, `since` is its digest, and what leads there is left
+    out: the start, and so many deltas of so many bytes.
+    """
 
     run: str
     version: int
@@ -42,6 +46,22 @@ class ModelBytes:
     start: bytes = field(repr=False)
     plus: bytes | None = field(default=None, repr=False)
     deltas: tuple[bytes, ...] = field(default=(), repr=False)
+    since: str | None = None
+    left_out: int = 0
+    left_out_bytes: int = 0
+
+    def after(self, run: str, version: int, digest: str) -> ModelBytes:
+        """Return this model for a process that has that one: no more than what comes after it, where it may be one.
+
+        Whether it is one of this chain is for the process to find out, which says `Lacking` if it is not.
+        """
+        at = version - self.key_version
+        if run != self.run or not 0 <= at <= len(self.deltas):
+            return self
+        before, deltas = self.deltas[:at], self.deltas[at:]
+        return replace(
+            self, start=b"", plus=None, deltas=deltas, since=digest, left_out=at, left_out_bytes=sum(map(len, before))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -90,6 +110,13 @@ class Cancel:
     """Stop working on this job."""
 
     id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Lacking:
+    """The process does not have what the model of this job goes on from: it wants all of it."""
+
+    job_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -161,12 +188,34 @@ class Failed:
 
 Job = TrainJob | EvaluateJob | InitialJob
 Result = Trained | Evaluated | Initial | Failed
-Frame = Job | Result | Cancel | Ready | Unready
+Frame = Job | Result | Cancel | Lacking | Ready | Unready
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     kind.__name__: TypeAdapter(kind)
-    for kind in (TrainJob, EvaluateJob, InitialJob, Trained, Evaluated, Initial, Failed, Cancel, Ready, Unready)
+    for kind in (
+        TrainJob,
+        EvaluateJob,
+        InitialJob,
+        Trained,
+        Evaluated,
+        Initial,
+        Failed,
+        Cancel,
+        Lacking,
+        Ready,
+        Unready,
+    )
 }
+
+
+def check(job: Job) -> None:
+    """Check that a job can travel.
+
+    Raises:
+        TypeError: the options hold what YAML cannot.
+    """
+    options = [job.task_options, getattr(job, "data_options", None)]
+    msgpack.packb(options, use_bin_type=True, default=_plain)
 
 
 def pack(frame: Frame) -> bytes:

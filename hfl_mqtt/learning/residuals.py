@@ -8,6 +8,7 @@ this file imports neither numpy nor safetensors: an idle agent only renames.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,4 +94,10 @@ def forget(path: Path) -> None:
 
 
 def _waiting(path: Path) -> list[Path]:
-    return list(path.parent.glob(f"{path.name}.{'[0-9a-f]' * 16}"))
+    front, length = f"{path.name}.", len(path.name) + 17
+    try:
+        with os.scandir(path.parent) as entries:  # a fraction of the time of a glob
+            names = [entry.name for entry in entries]
+    except OSError:
+        return []  # who writes there says what is wrong
+    return [path.with_name(name) for name in names if name.startswith(front) and len(name) == length]

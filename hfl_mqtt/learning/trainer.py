@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -32,6 +33,7 @@ from hfl_mqtt.learning.jobs import (
     Initial,
     InitialJob,
     Job,
+    Lacking,
     Ready,
     Result,
     Trained,
@@ -91,8 +93,10 @@ class Trainer:
         self._priority: Priority = priority
         self._cancel_grace_s = cancel_grace_s
         self._on_log = on_log
-        self._waiting: deque[tuple[str, bytes]] = deque()
-        self._current: str | None = None
+        self._waiting: deque[Job] = deque()
+        self._current: Job | None = None
+        #: Run, version and digest of the model that the process worked with last, and so has.
+        self._held: tuple[str, int, str] | None = None
         self._is_cancelling = False
         self._process: _Process | None = None
         self._is_ready = False
@@ -137,8 +141,8 @@ class Trainer:
     def _submit(self, job: Job) -> None:
         if self._is_closed:
             raise Misuse(f"job {job.id} for a trainer that is closed")
-        # Packed here, so that options that cannot travel raise at the caller.
-        self._inbox.put(partial(self._waiting.append, (job.id, jobs.pack(job))))
+        jobs.check(job)  # here, so that options that cannot travel raise at the caller
+        self._inbox.put(partial(self._waiting.append, job))
 
     # Everything below runs on the trainer's thread.
 
@@ -162,16 +166,27 @@ class Trainer:
             self._start()
         elif self._is_ready:
             self._deadline = None
-            self._current, frame = self._waiting.popleft()
-            self._process.send(frame)
+            self._current = self._waiting.popleft()
+            self._hand_over(self._process, self._current)
+
+    def _hand_over(self, process: _Process, job: Job) -> None:
+        """Send a job, without what the process has of its model."""
+        if self._held is not None and not isinstance(job, InitialJob):
+            job = replace(job, model=job.model.after(*self._held))
+        try:
+            process.send(jobs.pack(job))
+        except ValueError as error:
+            self._forget_current()
+            self._inbox.put(lambda: None)  # look at the next job
+            self._sink(Failed(job_id=job.id, reason=str(error)))
 
     def _start(self) -> None:
         try:
             self._process = _Process(self._device, self._threads, self._priority, self._on_frame_later, self._on_log)
         except OSError as error:
-            job_id, _ = self._waiting.popleft()
+            job = self._waiting.popleft()
             self._inbox.put(lambda: None)  # look at the next job
-            self._sink(Failed(job_id=job_id, reason=f"cannot start a training process: {error}"))
+            self._sink(Failed(job_id=job.id, reason=f"cannot start a training process: {error}"))
 
     def _on_frame_later(self, process: _Process, frame: Frame | None) -> None:
         self._inbox.put(partial(self._on_frame, process, frame))
@@ -188,34 +203,46 @@ class Trainer:
             )
         elif isinstance(frame, Unready):
             self._last_words = frame.reason
-        elif isinstance(frame, Trained | Evaluated | Initial | Failed) and frame.job_id == self._current:
-            self._forget_current()
-            self._sink(frame)
+        elif isinstance(frame, Lacking | Trained | Evaluated | Initial | Failed):
+            self._on_answer(process, frame)
+
+    def _on_answer(self, process: _Process, frame: Lacking | Result) -> None:
+        job = self._current
+        if job is None or frame.job_id != job.id:
+            return
+        if isinstance(frame, Lacking):
+            self._held = None
+            self._hand_over(process, job)
+            return
+        if isinstance(frame, Trained | Evaluated) and not isinstance(job, InitialJob):
+            self._held = job.model.run, job.model.version, job.model.digest
+        self._forget_current()
+        self._sink(frame)
 
     def _on_death(self, status: int) -> None:
         reason = self._last_words or _death(status)
-        job_id = self._current
-        if job_id is None and not self._is_ready and self._waiting:
-            job_id, _ = self._waiting.popleft()  # it died while starting for this job
+        job = self._current
+        if job is None and not self._is_ready and self._waiting:
+            job = self._waiting.popleft()  # it died while starting for this job
         was_cancelled = self._is_cancelling
-        self._process, self._is_ready, self._last_words = None, False, ""
+        self._process, self._is_ready, self._held, self._last_words = None, False, None, ""
         self._forget_current()
         if was_cancelled:
             reason = "cancelled; its code did not stop, so the training process was ended"
         self._log(reason)
-        if job_id is not None:
-            self._sink(Failed(job_id=job_id, reason=reason[: jobs.MAX_REASON], is_cancelled=was_cancelled))
+        if job is not None:
+            self._sink(Failed(job_id=job.id, reason=reason[: jobs.MAX_REASON], is_cancelled=was_cancelled))
 
     def _on_cancel(self, job_id: str) -> None:
-        if job_id == self._current:
+        if self._current is not None and job_id == self._current.id:
             if self._process and not self._is_cancelling:
                 self._is_cancelling = True
                 self._deadline = time.monotonic() + self._cancel_grace_s
                 self._process.send(jobs.pack(Cancel(id=job_id)))
             return
-        for entry in self._waiting:
-            if entry[0] == job_id:
-                self._waiting.remove(entry)
+        for job in self._waiting:
+            if job.id == job_id:
+                self._waiting.remove(job)
                 self._sink(Failed(job_id=job_id, reason="cancelled", is_cancelled=True))
                 return
 
@@ -227,7 +254,7 @@ class Trainer:
             self._process.kill()  # the end of its stdout brings the rest
         else:
             self._process.end()
-            self._process, self._is_ready = None, False
+            self._process, self._is_ready, self._held = None, False, None
             self._log("training process ended: idle")
 
     def _on_close(self) -> None:
@@ -235,11 +262,11 @@ class Trainer:
         if self._process:
             self._process.end()
             self._process = None
-        pending = [job_id for job_id in [self._current] if job_id] + [job_id for job_id, _ in self._waiting]
+        pending = [*([self._current] if self._current else []), *self._waiting]
         self._waiting.clear()
         self._forget_current()
-        for job_id in pending:
-            self._sink(Failed(job_id=job_id, reason="cancelled: the agent is closing", is_cancelled=True))
+        for job in pending:
+            self._sink(Failed(job_id=job.id, reason="cancelled: the agent is closing", is_cancelled=True))
 
     def _forget_current(self) -> None:
         self._current, self._is_cancelling, self._deadline = None, False, None

@@ -32,6 +32,7 @@ from hfl_mqtt.learning.jobs import (
     Initial,
     InitialJob,
     Job,
+    Lacking,
     Ready,
     Result,
     Trained,
@@ -87,6 +88,10 @@ def main() -> None:
         _say(frames_out, bench.work(inbox.jobs.get(), inbox))
 
 
+class _Lacks(HflError):
+    """The model goes on from one that this process does not have, or that is not of its chain."""
+
+
 class Bench:
     """What the process keeps warm between jobs: tasks and data sets, these per client, and the arithmetic."""
 
@@ -103,7 +108,7 @@ class Bench:
         #: The models worked with last, by task, run and digest: where they started, and how far they have come.
         self._models: OrderedDict[tuple[str, str, str], tuple[Weights, Weights | None]] = OrderedDict()
 
-    def work(self, job: Job, inbox: _Inbox) -> Result:
+    def work(self, job: Job, inbox: _Inbox) -> Result | Lacking:
         """Do a job; whatever its code raises becomes `Failed`, with the traceback on stderr."""
         from hfl_mqtt.learning.sgd import Cancelled
         from hfl_mqtt.learning.tasks import user_code
@@ -122,6 +127,8 @@ class Bench:
                         return self._initial(job)
         except Cancelled:
             return Failed(job_id=job.id, reason="cancelled", is_cancelled=True)
+        except _Lacks:
+            return Lacking(job_id=job.id)
         except HflError as error:
             traceback.print_exc()
             return Failed(job_id=job.id, reason=str(error)[:MAX_REASON])
@@ -161,6 +168,8 @@ class Bench:
         Returns:
             The update's payload, and the bytes that were written to the disk.
         """
+        from hfl_mqtt.learning.weights import layout_of
+
         arithmetic, run, above = self._arithmetic, job.model.run, parent(job.client) or ""
         path = Path(job.residual) if job.residual is not None else None
         before = residuals.load(path, run, above) if path is not None else None
@@ -171,7 +180,7 @@ class Bench:
         if path is not None:
             left = None
             if not arithmetic.is_lossless(job.codec):
-                left = arithmetic.subtract(delta, arithmetic.decode(payload, arithmetic.layout(job.model.start)))
+                left = arithmetic.subtract(delta, arithmetic.decode(payload, layout_of(delta)))
             written = residuals.wait(path, left, run, above, blobs.digest(payload)[:16])
         return payload, written
 
@@ -223,7 +232,8 @@ class Bench:
         except Refused as error:
             raise TaskError(f"the model cannot be rebuilt: {error}") from error
         sent, plus = job.model, None
-        is_long = len(sent.deltas) >= MAX_DELTAS or sum(map(len, sent.deltas)) >= DELTAS_PER_KEY * sent.size
+        count, size = sent.left_out + len(sent.deltas), sent.left_out_bytes + sum(map(len, sent.deltas))
+        is_long = count >= MAX_DELTAS or size >= DELTAS_PER_KEY * sent.size
         if is_long and moved is not None:
             plus = self._arithmetic.encode(moved, LOSSLESS, 0)
         sgd.seed_all(0)
@@ -234,22 +244,27 @@ class Bench:
 
     def _weights(self, job: TrainJob | EvaluateJob, task: Task) -> tuple[Weights, Weights | None]:
         """Rebuild a model: from the last one where it is a few deltas further, else from its start."""
+        from hfl_mqtt.learning.weights import layout_of
+
         arithmetic, sent = self._arithmetic, job.model
-        digests = [sent.key_digest]
+        digests = [sent.since or sent.key_digest]
         for delta in sent.deltas:
             digests.append(next_digest(digests[-1], blobs.digest(delta)))
-        if digests[-1] != sent.digest:
-            raise Refused("its deltas do not lead to its digest")
         task_key = _key(job.task_options)
         keys = [(task_key, sent.run, name) for name in digests]
         known = next((at for at in range(len(keys) - 1, -1, -1) if keys[at] in self._models), None)
-        layout = arithmetic.layout(sent.start)
+        if sent.since is not None and (known is None or digests[-1] != sent.digest):
+            raise _Lacks
+        if digests[-1] != sent.digest:
+            raise Refused("its deltas do not lead to its digest")
         if known is None:
             known = 0
             initial = arithmetic.start(sent.start).weights(lambda seed: self._build(task, seed))
+            layout = layout_of(initial)
             moved = arithmetic.decode(sent.plus, layout) if sent.plus is not None else None
         else:
             initial, moved = self._models[keys[known]]
+            layout = layout_of(initial)
         for delta in sent.deltas[known:]:
             moved = arithmetic.add(moved, arithmetic.decode(delta, layout))
         self._models[keys[-1]] = (initial, moved)
@@ -323,7 +338,7 @@ def _be_modest(wanted: priority.Priority) -> None:
         Path("/proc/self/oom_score_adj").write_text("500")
 
 
-def _say(stream: BinaryIO, frame: Result | Ready | Unready) -> None:
+def _say(stream: BinaryIO, frame: Result | Lacking | Ready | Unready) -> None:
     try:
         stream.write(jobs.pack(frame))
         stream.flush()

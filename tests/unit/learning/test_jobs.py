@@ -76,3 +76,25 @@ def test_a_stream_that_ends_within_a_frame_has_ended(size: int) -> None:
 def test_bytes_that_are_no_frame_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"frame|Failed|^$"):
         jobs.read(io.BytesIO(data))
+
+
+def test_a_model_says_no_more_than_what_comes_after_one_that_is_there() -> None:
+    model = ModelBytes(
+        run="r1",
+        version=5,
+        digest="d5",
+        key_version=2,
+        key_digest="d2",
+        size=8,
+        start=b"s",
+        plus=b"p",
+        deltas=(b"3", b"44", b"555"),
+    )
+    rest = model.after("r1", 4, "d4")
+    assert (rest.start, rest.plus, rest.deltas, rest.since) == (b"", None, (b"555",), "d4")
+    assert (rest.left_out, rest.left_out_bytes, rest.digest) == (2, 3, "d5")
+    assert model.after("r1", 2, "d2").deltas == model.deltas
+    assert model.after("r1", 5, "d5").deltas == ()
+    # Of another run, from before its keyframe, further than it.
+    for run, version in (("r2", 4), ("r1", 1), ("r1", 6)):
+        assert model.after(run, version, "d") is model

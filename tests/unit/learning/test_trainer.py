@@ -148,7 +148,7 @@ def test_equal_seeds_give_equal_first_models(desk: Desk) -> None:
     ("change", "reason"),
     [
         ({"model": sent(ONE, digest="0" * 64)}, "the model cannot be rebuilt: its deltas do not lead to its digest"),
-        ({"model": sent(ONE, start=b"no model")}, "the model cannot be rebuilt: not the start of a model"),
+        ({"model": sent(ONE, start=b"no model", run="r2")}, "the model cannot be rebuilt: not the start of a model"),
         ({"model": sent({"0.weight": np.ones((1, 2), "f4")})}, "give every node the same task"),
         ({"task_options": {"name": "nonsense"}}, "no task is called 'nonsense'"),
         ({"codec": "nonsense"}, "nonsense"),

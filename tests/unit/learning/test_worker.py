@@ -5,6 +5,8 @@ All of it in one real process, started once; each test has a run of its own, so 
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfl_mqtt.learning import residuals, start
+from hfl_mqtt.learning import jobs, residuals, start
 from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.jobs import ModelBytes, TrainJob
 from hfl_mqtt.learning.start import Start
@@ -203,6 +205,48 @@ def test_a_chain_that_leads_elsewhere_is_refused(desk: Desk, run: str) -> None:
     assert "do not lead to its digest" in failed(desk, replace(job, model=replace(chain, deltas=(other,))))
     noise = chained(sent(ONE, run=run), b"no delta at all")
     assert "the model cannot be rebuilt" in failed(desk, replace(job, model=noise))
+
+
+def test_what_the_process_has_of_a_model_is_not_sent_again(
+    tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[ModelBytes] = []
+    pack = jobs.pack
+
+    def watched(frame: jobs.Frame) -> bytes:
+        if isinstance(frame, TrainJob):
+            models.append(frame.model)
+        return pack(frame)
+
+    monkeypatch.setattr(jobs, "pack", watched)
+    desk = Desk(tmp_path)
+    try:
+        delta = desk.tensors.encode({"0.weight": np.array([[0.5]], dtype="f4")}, "raw", 0)
+        other = desk.tensors.encode({"0.weight": np.array([[0.7]], dtype="f4")}, "raw", 0)
+        first, job = sent(ONE, run=run), desk.job("a")
+        second, elsewhere = chained(first, delta), chained(first, other, delta)
+        asked = [first, second, second, chained(first, other), elsewhere, first]
+        found = [desk.train(replace(job, model=model)).payload for model in asked]
+        assert [(model.since, len(model.deltas)) for model in models] == [
+            (None, 0),
+            (first.digest, 1),
+            (second.digest, 0),
+            (second.digest, 0),  # a guess by its version, and wrong:
+            (None, 1),
+            (chained(first, other).digest, 1),
+            (None, 0),
+        ]
+        # A process that died has nothing any more.
+        assert desk.trainer.pid is not None
+        os.kill(desk.trainer.pid, signal.SIGKILL)
+        desk.wait_for_line("signal 9")
+        assert desk.train(replace(job, model=elsewhere)).payload == found[4]
+        assert models[-1] == elsewhere
+    finally:
+        desk.trainer.close()
+    assert found[0] == found[5]
+    assert found[1] == found[2] != found[3]
+    assert found[4] not in found[:4]
 
 
 def test_many_deltas_come_back_as_one_without_loss(desk: Desk, run: str) -> None:
