@@ -13,12 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+from benchmarks.ethernet import packets_of_ethernet
 from benchmarks.federations import Bench, Security, at_ms, plan, running
 from benchmarks.figures import Figure, spread_of
 from benchmarks.memory import memory_of, restart_as_agent
 from hfl_mqtt.ops import journal
 
-TITLE = "TLS with certificates for all, and signatures: 2 edges x 2 clients, bridged brokers"
+TITLE = "TLS with certificates for all, and signatures: 2 edges x 2 clients, bridged brokers, Ethernet's packets"
 #: Turns of each federation, and the rounds of a turn without training and with; the first of each wait for processes.
 TURNS, ROUNDS, TRAINED_ROUNDS = 5, 23, 11
 WARM_UP = 3
@@ -36,12 +37,19 @@ class _Turns:
 
 def measure(turns: int = TURNS, idle_s: float = IDLE_S) -> list[Figure]:
     """Compare rounds, then look at agents for a minute in which nothing happens."""
-    return [
-        *compared("65 parameters, no training", "idle_line", ROUNDS, turns),
-        *compared("LeNet, 44,426 parameters, no training", "idle_digits", ROUNDS, turns),
-        *compared("LeNet, 4 x 2,500 digits on this machine's cores", "digits", TRAINED_ROUNDS, turns),
-        *idle(idle_s),
-    ]
+    figures: list[Figure] = []
+    with packets_of_ethernet() as is_ethernet:
+        for said, task, rounds in (
+            ("65 parameters, no training", "idle_line", ROUNDS),
+            ("LeNet, 44,426 parameters, no training", "idle_digits", ROUNDS),
+            ("LeNet, 4 x 2,500 digits on this machine's cores", "digits", TRAINED_ROUNDS),
+        ):
+            figures += compared(said, task, rounds, turns)
+    if is_ethernet:
+        figures += compared("LeNet, no training, loopback's packets of 64 KiB", "idle_digits", ROUNDS, turns)
+    else:
+        figures = [replace(figure, what=f"{figure.what}, packets of 64 KiB") for figure in figures]
+    return figures + idle(idle_s)
 
 
 def compared(said: str, task: str, rounds: int, turns: int) -> list[Figure]:
