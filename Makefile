@@ -20,8 +20,9 @@ help:  ## say what there is
 demo: install  ## a cloud, three farms and their devices learn on real bridged brokers; ARGS="..." is passed on
 	@$(BIN)/hfl demo $(ARGS)
 
+# Two at a time, for they wait for brokers more than they compute; a file's tests share what they start.
 test: install  ## all tests, on real brokers
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: install  ## lint, format, types, import layers
 	@$(BIN)/ruff check .
