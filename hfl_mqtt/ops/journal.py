@@ -22,6 +22,7 @@ from hfl_mqtt.errors import HflError, Unwritable
 from hfl_mqtt.files import failure
 from hfl_mqtt.rounds.actions import Note
 
+_ENCODER = json.JSONEncoder(default=str, allow_nan=False)
 #: Notes that a person watching a terminal wants to see; everything stands in the file.
 _LOUD = {
     "run", "opened", "closed", "missed", "extended", "scored", "joined", "lost", "left", "refused", "declined",
@@ -91,7 +92,10 @@ class Journal:
             "event": entry.event,
             **entry.fields,
         }
-        line = json.dumps(_finite(record), default=str)
+        try:
+            line = _ENCODER.encode(record)
+        except ValueError:  # NaN or infinity, which JSON cannot say
+            line = _ENCODER.encode(_finite(record))
         with self._lock:
             self._write(line)
             # An update that counts is news to who sent it; its aggregator sums up at the close.

@@ -65,6 +65,8 @@ class Vault:
         self._directory = directory
         self._lock = Lock(directory)
         self._waiting: dict[tuple[str, str], Buffer | None] = {}
+        #: The numbers of the files that rows name, by node and key.
+        self._named: dict[tuple[str, str], int] = {}
         #: Numbers of files that no row names any more, and of those that somebody may have mapped: never the same.
         self._spare: list[int] = []
         self._mapped: set[int] = set()
@@ -166,12 +168,10 @@ class Vault:
     def _write(self, values: Mapping[tuple[str, str], _Row | None]) -> list[int]:
         """Write rows in one transaction, and return the numbers of the files that they no longer name."""
         database, log = self._database, self._directory / f"{DATABASE}-wal"
-        before, gone = _size(log), list[int]()
+        before = _size(log)
         database.execute("BEGIN IMMEDIATE")
         try:
             for (node, key), value in values.items():
-                row = database.execute("SELECT large FROM kept WHERE node = ? AND key = ?", (node, key)).fetchone()
-                gone += [number for (number,) in [row or (None,)] if number is not None]
                 if value is None:
                     database.execute("DELETE FROM kept WHERE node = ? AND key = ?", (node, key))
                 else:
@@ -181,6 +181,8 @@ class Vault:
             if database.in_transaction:
                 database.execute("ROLLBACK")
             raise
+        gone = [self._named.pop(key) for key in values if key in self._named]
+        self._named |= {key: value[1] for key, value in values.items() if value is not None and value[1] is not None}
         after = _size(log)
         files.worn.add(max(after - before, 0), forced=1 if before else 2)
         if after > _LOG_BYTES:
@@ -262,12 +264,13 @@ class Vault:
 
     def _sweep(self) -> None:
         """Remove large values that no row names, and rows whose value is gone or is not what was written."""
-        named, lost = set[int](), list[tuple[str, str]]()
+        lost: list[tuple[str, str]] = []
         for node, key, value, number, crc in self._database.execute("SELECT * FROM kept ORDER BY node, key"):
             if (zlib.crc32(value) if number is None else _crc(self._path(number), value)) != crc:
                 lost.append((node, key))
             elif number is not None:
-                named.add(number)
+                self._named[node, key] = number
+        named = set(self._named.values())
         for path in self._large():
             if _number_of(path) not in named:  # also the spare ones of the former life
                 path.unlink(missing_ok=True)
