@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from typing_extensions import Self
 
 from hfl_mqtt.config.sections import Host, Section
@@ -81,6 +81,11 @@ class Secret(Section):
         return text
 
 
+def looks_at_papers(info: ValidationInfo) -> bool:
+    """Whether the papers on disk are judged with the YAML; the doctor reads it without, and examines them itself."""
+    return bool((info.context or {}).get("with_papers", True))
+
+
 class _Papers(Section):
     """Files of a node's own, in whose paths its name may stand."""
 
@@ -98,9 +103,16 @@ class _Papers(Section):
         """Yield what is wrong with the files on disk, each at its key."""
         raise NotImplementedError
 
+    def _alone(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield the keys that stand without the one that they go with."""
+        yield from ()
+
     @model_validator(mode="after")
-    def _are_in_order(self) -> Self:
-        if self.is_shared and (found := list(self.mistakes())):
+    def _are_in_order(self, info: ValidationInfo) -> Self:
+        found = list(self._alone())
+        if not found and self.is_shared and looks_at_papers(info):
+            found = list(self.mistakes())
+        if found:
             raise misplaced(*found)
         return self
 
@@ -117,12 +129,13 @@ class TlsConfig(_Papers):
         default=None, description="The name in the broker's certificate, where that is not host."
     )
 
-    def mistakes(self) -> Iterator[tuple[KeyPath, str]]:
-        """Yield what is wrong with the files on disk, each at its key."""
+    def _alone(self) -> Iterator[tuple[KeyPath, str]]:
         if (self.cert_file is None) is not (self.key_file is None):
             given, missing = ("cert_file", "key_file") if self.key_file is None else ("key_file", "cert_file")
             yield (given,), f"stands without {missing}: a certificate and its key go together"
-            return
+
+    def mistakes(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield what is wrong with the files on disk, each at its key."""
         for key, text in tls.mistakes(self.files()):
             yield (key,), text
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, model_v
 from typing_extensions import Self
 
 from hfl_mqtt.config import spread
-from hfl_mqtt.config.broker import BrokerConfig, IdentityConfig, Secret, mistakes_of
+from hfl_mqtt.config.broker import BrokerConfig, IdentityConfig, Secret, looks_at_papers, mistakes_of
 from hfl_mqtt.config.conditions import MayTrainConfig
 from hfl_mqtt.config.limits import LimitsConfig
 from hfl_mqtt.config.sections import (
@@ -134,8 +134,8 @@ class _Aggregator(_Node):
     )
 
     @model_validator(mode="after")
-    def _has_its_papers(self) -> Self:
-        if found := list(_papers_of(self, [self.name])):
+    def _has_its_papers(self, info: ValidationInfo) -> Self:
+        if looks_at_papers(info) and (found := list(_papers_of(self, [self.name]))):
             raise misplaced(*found)
         return self
 
@@ -328,7 +328,7 @@ class ClientConfig(_Node):
     _folder: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
-    def _has_clients_once(self) -> Self:
+    def _has_clients_once(self, info: ValidationInfo) -> Self:
         if self.clients is None:
             if self.name is None:
                 raise misplaced(((), "name is missing; or clients, a list of several"))
@@ -337,18 +337,13 @@ class ClientConfig(_Node):
                 raise misplaced(
                     (("homes",), "hold a name twice: each home has its own, and none is the client's first")
                 )
-            found = list(_papers_of(self, known[:1]))
-            for index, home in enumerate(self.homes):
-                if home.broker is not None:
-                    found += mistakes_of(home.broker.tls, ("homes", index, "broker", "tls"), [home.name])
-                found += mistakes_of(home.identity, ("homes", index, "identity"), [home.name])
-            if found:
+            if looks_at_papers(info) and (found := list(self._mistaken_papers())):
                 raise misplaced(*found)
             return self
         count = sum(len(spread.numbers(entry.name)) for entry in self.clients)
         if count > MAX_CLIENTS:
             raise misplaced((("clients",), f"are {count}, at most {MAX_CLIENTS} in one process: start several"))
-        mistakes = list(_papers_of(self, [device.name for device in self.devices]))
+        mistakes = list(self._mistaken_papers()) if looks_at_papers(info) else []
         mistakes += [
             ((key,), "stands beside clients: each entry there has its own")
             for key in ("name", "data", "homes")
@@ -375,6 +370,13 @@ class ClientConfig(_Node):
         if mistakes:
             raise misplaced(*mistakes)
         return self
+
+    def _mistaken_papers(self) -> Iterator[tuple[KeyPath, str]]:
+        yield from _papers_of(self, [device.name for device in self.devices])
+        for index, home in enumerate(self.homes):
+            if home.broker is not None:
+                yield from mistakes_of(home.broker.tls, ("homes", index, "broker", "tls"), [home.name])
+            yield from mistakes_of(home.identity, ("homes", index, "identity"), [home.name])
 
     @model_validator(mode="after")
     def _has_good_sources(self, info: ValidationInfo) -> Self:

@@ -26,14 +26,18 @@ _ROLES = {
 }
 
 
-def load_any(path: Path | str) -> BaseModel:
+def load_any(path: Path | str, *, with_papers: bool = True) -> BaseModel:
     """Read the YAML of any role; its key `role` says which.
+
+    Args:
+        path: the file.
+        with_papers: whether certificates, keys and cards that cannot be used are mistakes.
 
     Raises:
         ConfigError: with every mistake, one a line.
     """
     document = read(path)
-    return _check(document, _role_of(document))
+    return _check(document, _role_of(document), with_papers=with_papers)
 
 
 def load_role(path: Path | str, model: type[M]) -> M:
@@ -67,10 +71,10 @@ def _role_of(document: Document) -> str:
     raise document.error([Mistake(path=("role",), text=f"must be one of {known}, got {str(role)[:60]!r}{hint}")])
 
 
-def _check(document: Document, role: str) -> BaseModel:
+def _check(document: Document, role: str, *, with_papers: bool = True) -> BaseModel:
     module, name = _ROLES[role]
     model: type[BaseModel] = getattr(import_module(module), name)
     if "role" not in model.model_fields:
         document.data.pop("role", None)
     document.mistakes += unknown_options(role, document.data)
-    return document.check(model)
+    return document.check(model, with_papers=with_papers)

@@ -76,17 +76,19 @@ class Document:
         node = self._values.get(path)
         return node.value if isinstance(node, yaml.ScalarNode) and not node.style else None
 
-    def check(self, model: type[M]) -> M:
+    def check(self, model: type[M], *, with_papers: bool = True) -> M:
         """Validate against `model`.
 
-        Paths of type `units.LocalPath` become relative to the file's folder.
+        Paths of type `units.LocalPath` become relative to the file's folder. Without papers, what these are on disk is
+        not looked at, see `broker.looks_at_papers`.
 
         Raises:
             ConfigError: with every mistake of the file, in the order of its lines.
         """
         mistakes = [*self.mistakes, *self._doubtful_booleans(model)]
         try:
-            result = model.model_validate(self.data, context={"folder": self.path.absolute().parent})
+            context = {"folder": self.path.absolute().parent, "with_papers": with_papers}
+            result = model.model_validate(self.data, context=context)
         except ValidationError as error:
             # What could not be built stands in the data as None, and of that nothing more is to be said.
             lost = {each.path for each in self.mistakes if each.path and not each.at_key}

@@ -30,7 +30,9 @@ class Home:
     def serve(self, broker: Pair | None = None) -> None:
         self._start(*self.fleet.listener(self.port, broker or self.fleet.issue("broker cloud/a", hosts=HOSTS)))
 
-    def examine(self, own: Pair | None, *, ca: Path | None = None, **tls: str) -> dict[str, Finding]:
+    def examine(
+        self, own: Pair | None, *, ca: Path | None = None, identity: dict[str, str] | None = None, **tls: str
+    ) -> dict[str, Finding]:
         """Examine the device cloud/a, with these papers."""
         pair = {"cert_file": str(own.certificate), "key_file": str(own.key)} if own is not None else {}
         document = {
@@ -44,6 +46,7 @@ class Home:
             },
             "task": {"name": "soil-moisture"},
             "state_dir": str(self.folder / "state"),
+            **({"identity": identity} if identity is not None else {}),
         }
         path = self.folder / "agent.yaml"
         path.write_text(yaml.safe_dump(document))
@@ -127,6 +130,27 @@ def test_a_broker_that_asks_for_a_certificate_says_so(home: Home) -> None:
     found = home.examine(None)
     assert verdicts(found, "certificate", "TLS handshake") == ["skipped", "fail"]
     assert "asks for a certificate" in found["TLS handshake"].text
+
+
+def test_without_its_key_a_board_shows_nothing_to_the_broker_and_sees_that_it_is_there(home: Home) -> None:
+    home.serve()
+    own = home.fleet.issue("cloud/a")
+    own.key.unlink()
+    found = home.examine(own)
+    assert verdicts(found, "tls key_file", "name", "reach") == ["fail", "ok", "ok"]
+    assert found["tls key_file"].text == f"no such file: {own.key}"
+    assert verdicts(found, "certificate", "TLS handshake", "broker") == ["skipped", "skipped", "skipped"]
+    assert found["TLS handshake"].text == "not tried, for key_file failed"
+
+
+def test_without_its_card_a_board_is_let_in_and_all_but_signatures_is_examined(home: Home, tmp_path: Path) -> None:
+    home.serve()
+    own = home.fleet.issue("cloud/a")
+    files = {"card_file": tmp_path / "node.card", "key_file": own.key, "fleet_key_file": tmp_path / "fleet.pub"}
+    found = home.examine(own, identity={key: str(path) for key, path in files.items()})
+    assert verdicts(found, "identity", "certificate", "TLS handshake", "account") == ["fail", "ok", "ok", "ok"]
+    assert "fleet.pub" in found["identity"].text
+    assert found["packet limit"].verdict is Verdict.OK
 
 
 def test_a_plain_port_is_no_tls(home: Home, start_broker: Start) -> None:

@@ -28,6 +28,7 @@ def examine(patient: Patient, config_path: Path, *, is_quick: bool) -> Iterator[
     yield machine.check_secrets(patient.secret_files)
     if patient.is_aggregator:
         yield crl.check_list()
+    yield from identity.check_other_papers(patient)
     yield from _at_broker(patient, is_quick=is_quick)
     yield from _of_training(patient, is_quick=is_quick)
 

@@ -10,7 +10,7 @@ from hfl_mqtt.errors import ConfigError, HflError, Malformed, Refused
 from hfl_mqtt.ops.doctor.findings import Finding, fail, ok, skipped, warn
 from hfl_mqtt.ops.doctor.guest import Guest
 from hfl_mqtt.ops.doctor.patient import Patient
-from hfl_mqtt.ops.doctor.tls import judge_date, own_certificate
+from hfl_mqtt.ops.doctor.tls import BUNDLE, judge_date, own_certificate
 from hfl_mqtt.protocol.messages import Identity as Shown
 from hfl_mqtt.protocol.topics import Filter, identity_filters, parent
 from hfl_mqtt.protocol.wire import decode
@@ -19,7 +19,6 @@ from hfl_mqtt.trust.cards import Card, read_card_file, read_revoked_file
 from hfl_mqtt.trust.identity import Identity
 from hfl_mqtt.trust.keys import PrivateKey, read_public
 
-_BUNDLE = "copy the bundle of this node here again; hfl fleet render makes it"
 _NEW = "hfl fleet rotate {path} at home, then copy its bundle here"
 
 
@@ -41,15 +40,23 @@ def check_identity(patient: Patient, account: Account | None) -> Iterator[Findin
         card, _ = read_card_file(files.card_file, fleet_key)
         key = PrivateKey.read(files.key_file)
     except ConfigError as error:
-        yield _split(name, error, _BUNDLE)
+        yield _split(name, error, BUNDLE)
         return
     mistake = _misfit(patient, card, key) or _other_certificate(card, account)
     if mistake:
-        yield fail(name, mistake, _BUNDLE)
+        yield fail(name, mistake, BUNDLE)
         return
     yield ok(name, f"the fleet's key has signed {card.path}'s card, number {card.serial}, and its key is here")
     yield judge_date("card", f"{card.path}'s", float(card.not_after), time.time())
     yield _check_revoked(files, card, fleet_key)
+
+
+def check_other_papers(patient: Patient) -> Iterator[Finding]:
+    """See that the papers of other homes and other clients can be used, for the agent does not start without them."""
+    for path, papers in patient.others:
+        for key, text in papers.mistakes():
+            what, _, remedy = text.partition("; ")
+            yield fail(f"papers of {path}", f"{key[-1]}: {what}", remedy or BUNDLE.replace("this node", path))
 
 
 def check_others(patient: Patient, guest: Guest) -> Iterator[Finding]:
@@ -123,7 +130,7 @@ def _check_revoked(files: IdentityConfig, card: Card, fleet_key: str) -> Finding
     try:
         revoked = read_revoked_file(files.revoked_file, fleet_key)
     except HflError as error:
-        return _split(name, error, _BUNDLE)
+        return _split(name, error, BUNDLE)
     if card.serial in revoked.serials:
         return fail(name, f"this node's own card, number {card.serial}, is revoked", _NEW.format(path=card.path))
     count = len(revoked.serials)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfl_mqtt.config.broker import BrokerConfig, IdentityConfig, Secret
+from hfl_mqtt.config.broker import BrokerConfig, IdentityConfig, Secret, TlsConfig
 from hfl_mqtt.config.models import ClientConfig, CloudConfig, EdgeConfig
 from hfl_mqtt.config.roles import load_any
 from hfl_mqtt.config.sections import PlanConfig, TaskConfig
@@ -25,7 +25,8 @@ class Patient:
     """One node. Of a process of several clients it is one of them.
 
     `account` reads the password, and raises ConfigError where it cannot; `secret_files` are the files that nobody else
-    should read. `data` are the task's own options, and `source` where the data comes from, if not from them.
+    should read. `data` are the task's own options, and `source` where the data comes from, if not from them. `others`
+    are the papers, and whose, of its other homes and of the other clients of its process.
     """
 
     role: str
@@ -39,6 +40,7 @@ class Patient:
     task: TaskConfig | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     source: Source | None = None
+    others: tuple[tuple[str, TlsConfig | IdentityConfig], ...] = ()
     plan: PlanConfig = field(default_factory=PlanConfig)
     device: str = "auto"
     threads: int = 1
@@ -69,7 +71,7 @@ class Patient:
 
 
 def load(path: Path, name: str | None = None) -> Patient:
-    """Read a role's YAML.
+    """Read a role's YAML; its papers may be broken, for they are examined.
 
     Args:
         path: the YAML of a client, an edge or the cloud.
@@ -78,7 +80,7 @@ def load(path: Path, name: str | None = None) -> Patient:
     Raises:
         ConfigError: the file is wrong or for another role, or has no client of that name.
     """
-    config = load_any(path)
+    config = load_any(path, with_papers=False)
     match config:
         case ClientConfig():
             return _of_client(path, config, name)
@@ -123,7 +125,19 @@ def _of_client(path: Path, config: ClientConfig, name: str | None) -> Patient:
         source=None if taken.source is None else taken.source.to_source(config.window_path(device)),
         device=config.device,
         threads=config.threads or 1,
+        others=tuple(_of_others(config, device.name)),
     )
+
+
+def _of_others(config: ClientConfig, name: str) -> Iterator[tuple[str, TlsConfig | IdentityConfig]]:
+    for each in config.devices:
+        for papers in (config.broker.tls, config.identity):
+            if papers is not None and not papers.is_shared and each.name != name:
+                yield each.name, papers.at(each.name)
+    for home in config.homes:
+        for papers in (home.broker.tls if home.broker is not None else None, home.identity):
+            if papers is not None:
+                yield home.name, papers.at(home.name)
 
 
 def _secrets(name: str, secret: Secret, broker: BrokerConfig, identity: IdentityConfig | None) -> tuple[Path, ...]:

@@ -26,6 +26,8 @@ from hfl_mqtt.transport.tls import context_of, fault_of, mistakes
 SOON_S = 30 * 86_400
 #: OpenSSL's X509_V_FLAG_NO_CHECK_TIME: everything is checked but the dates.
 _NO_DATES = ssl.VerifyFlags(0x200000)
+#: What brings papers that are missing or damaged back.
+BUNDLE = "copy the bundle of this node here again; hfl fleet render makes it"
 _ROTATE = "hfl fleet rotate at home, then copy the new files here"
 Certificate = dict[str, Any]
 
@@ -33,11 +35,12 @@ Certificate = dict[str, Any]
 def check_papers(patient: Patient, tls: TlsFiles) -> Iterator[Finding]:
     """See that the files of `tls:` can be used, and look at the own certificate with the eyes of the broker."""
     name = "certificate"
-    found = list(mistakes(tls))
+    found = mistakes(tls)
     if found:
         for key, text in found:
-            what, _, remedy = text.partition(": ")
-            yield fail(f"tls {key}", text if not remedy else what, remedy or "take it from this node's bundle")
+            what, _, remedy = text.partition("; ")
+            yield fail(f"tls {key}", what, remedy or BUNDLE)
+        yield skipped(name, f"not looked at, for {found[0][0]} failed")
         return
     if tls.certificate is None:
         yield skipped(name, "none is shown: a password opens this broker")
@@ -62,6 +65,9 @@ def check_handshake(account: Account) -> Iterator[Finding]:
     """Shake hands with the broker as the agent does, and look at its certificate."""
     name = "TLS handshake"
     assert account.tls is not None
+    if found := mistakes(account.tls):
+        yield skipped(name, f"not tried, for {found[0][0]} failed")
+        return
     try:
         _, version, seconds = _shake(account, context_of(account.tls))
     except (OSError, ConfigError) as error:
