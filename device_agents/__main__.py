@@ -1,7 +1,8 @@
 """`python -m device_agents`: a role on a board, as a service; a client with the board's vitals and its own rules.
 
 The same as `hfl client`, `hfl edge` and `hfl cloud`, by the `role:` in the YAML, and lighter: it loads no command-line
-framework, and a client no numpy or torch while it waits.
+framework, and a client no numpy or torch while it waits. Only a cloud whose run is finished does not begin another: a
+service starts with its board, not when somebody wants a run.
 """
 
 from __future__ import annotations
@@ -58,8 +59,12 @@ def _run(arguments: argparse.Namespace) -> None:
     config, service = load_any(arguments.config), Service()
     said = {"quiet": arguments.quiet, "as_json": arguments.as_json}
     if isinstance(config, CloudConfig):
-        from hfl_mqtt.ops.cloud import run_cloud
+        from hfl_mqtt.ops.cloud import finished_run, run_cloud
 
+        if (told := finished_run(config)) is not None:
+            service.ready()
+            sys.stderr.write(f"{PROGRAM}: {told}\n")
+            return
         run_cloud(config, **said, begun=lambda process: service.watch(process.beat))
         return
     from hfl_mqtt.ops.serve import serve

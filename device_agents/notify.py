@@ -31,6 +31,11 @@ class Service:
         if self._address:
             beat(self._turns, self.patience_s / 2 if self.patience_s else 3600.0)
 
+    def ready(self) -> None:
+        """Say that the service is ready: one that ends before it was has failed for systemd, whatever its exit code."""
+        if self._address:
+            self._turns()
+
     def _turns(self) -> None:
         self._say("WATCHDOG=1" if self._is_ready else "READY=1\nWATCHDOG=1")
         self._is_ready = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from hfl_mqtt.ops.journal import Journal
 from hfl_mqtt.ops.serve import echo_line
 from hfl_mqtt.ops.steering import RESUME, is_paused
 from hfl_mqtt.roles import cloud as role
+from hfl_mqtt.roles import runs
 from hfl_mqtt.roles.process import Process, stopped_by_signals
 from hfl_mqtt.rounds.actions import note
 from hfl_mqtt.rounds.standing import KEY
@@ -76,7 +78,7 @@ def run_cloud(
         return
     files.write_text(folder / SUMMARY, json.dumps(_summary(config, result), indent=2) + "\n")
     link_latest(folder.parent, folder.name)
-    role.finish(config)
+    role.finish(config, run)
     if is_shown:
         scores = "  ".join(f"{name} {value:.5g}" for name, value in result.history[-1].items())
         moved = sum(map(sum, result.moved.values())) / 1e6
@@ -85,6 +87,26 @@ def run_cloud(
         if result.stopped is not None:
             told = f"{told}; stopped: {result.stopped}"
         echo_line(f"{told}; the model lies in {result.model}")
+
+
+def finished_run(config: CloudConfig) -> str | None:
+    """Return what to tell where the last run gave all that this configuration asks for; None where there is work to do.
+
+    For a service, which is started with its board: who types `hfl cloud` wants a run.
+    """
+    try:
+        done = runs.finished(peek(config.state_path(), config.name, runs.FINISHED), config)
+    except HflError:  # nothing is kept yet; or it cannot be read, and the run that begins says why
+        return None
+    if done is None:
+        return None
+    # Typed at a terminal without it, the command would keep its state elsewhere, and be another cloud of that name.
+    home = os.environ.get("XDG_STATE_HOME", "") if config.state_dir is None else ""
+    command = f"{f'XDG_STATE_HOME={home} ' if home else ''}hfl cloud --new"
+    return (
+        f"the run {done.run} is finished, its result lies in {done.folder}; nothing is begun: another run begins with "
+        f"{command}, or when the YAML asks for more rounds or for something else"
+    )
 
 
 def make_folder(out: Path, run_id: str, *, is_there: bool = False) -> Path:

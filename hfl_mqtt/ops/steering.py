@@ -99,7 +99,7 @@ def status(config: CloudConfig, *, as_json: bool) -> int:
     else:
         for line in _lines(config, found):
             echo_line(line)
-    if "state" in found or found["kept"]:
+    if "state" in found or found["kept"] or "finished" in found:
         return 0
     return BrokerError.exit_code if "broker" in found else HflError.exit_code
 
@@ -144,6 +144,9 @@ def _status(config: CloudConfig, ear: Ear | None) -> dict[str, Any]:
     if ear is None or ear.state is None or ear.state.state in _GONE:
         try:
             found["kept"] = _kept(config)
+            done = runs.read_finished(peek(config.state_path(), config.name, runs.FINISHED))
+            if done is not None:
+                found["finished"] = {"run": done.run, "folder": done.folder}
         except (HflError, OSError) as error:
             found |= {"kept": {}, "unread": str(error)}
     return found
@@ -187,6 +190,8 @@ def _lines(config: CloudConfig, found: dict[str, Any]) -> list[str]:
         lines.append(f"unfinished run {kept['run']}: {where}, {kept['seconds']:g} s so far; {_start(kept)}")
     elif "unread" in found:
         lines.append(found["unread"])
+    elif "finished" in found:
+        lines.append(f"finished run {found['finished']['run']}: its result lies in {found['finished']['folder']}")
     elif kept is not None:
         lines.append(f"{config.state_path()}: no unfinished run is kept there")
     return lines

@@ -175,7 +175,7 @@ def run(
     if end is None or end.is_drained:
         return None
     if end.failure is not None:
-        finish(config)
+        finish(config, None)
         raise RunFailed(end.failure)
     files.settle(model_path)
     return Result(
@@ -193,11 +193,12 @@ def run(
     )
 
 
-def finish(config: CloudConfig) -> None:
-    """Forget a run that is over, once its result is on the disk: the cloud's next start begins another."""
+def finish(config: CloudConfig, done: Run | None) -> None:
+    """Forget a run that is over, but for that it is `done`, where it has a result and that is on the disk."""
+    kept = None if done is None else runs.Finished(run=done.id, folder=done.folder, asked=runs.asked(config))
     vault = Vault(config.state_path())
     try:
-        runs.end(vault, config.name)
+        runs.end(vault, config.name, kept)
     finally:
         vault.close()
 

@@ -1,6 +1,7 @@
 """What a cloud keeps of its run beside what its node keeps: which run it is, where its files lie, how it began.
 
-An unfinished run is gone on with by whoever starts the same cloud again, if what is configured is still that run.
+An unfinished run is gone on with by whoever starts the same cloud again, if what is configured is still that run. Of a
+finished one it is kept that it is: a service that starts with its board shall not begin another at every boot.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from hfl_mqtt.state.vault import Changes, Vault
 
 #: What may be another in each life of a run: when it ends, whom it waits for, and where it is reached.
 FREE = {"rounds", "stop", "wait_for", "wait_at_most", "broker", "out", "state_dir", "role"}
-RUN, START, SECONDS = "role/run", "role/start", "role/seconds"
+#: Of these, what says how much is wanted: who asks for more than a finished run gave wants another one.
+_WANTED = {"rounds", "stop"}
+RUN, START, SECONDS, FINISHED = "role/run", "role/start", "role/seconds", "role/finished"
 #: The time that a run has taken is written down this often at most, with what is written anyway.
 _SECONDS_EVERY_S = 1.0
 
@@ -44,6 +47,15 @@ class Run:
     lives: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A run that has a result, which lies in `folder`; `asked` is what was asked of it, as JSON."""
+
+    run: str
+    folder: str
+    asked: str
+
+
 @dataclass(frozen=True, slots=True)
 class _Seconds:
     seconds: float
@@ -51,7 +63,25 @@ class _Seconds:
 
 def described(config: CloudConfig) -> str:
     """Return what of a configuration must stay as it is while a run goes on, as JSON."""
-    return json.dumps(config.model_dump(mode="json", exclude=FREE), sort_keys=True, default=str)
+    return _as_json(config, FREE)
+
+
+def asked(config: CloudConfig) -> str:
+    """Return what of a configuration says which run is wanted, and how much of it, as JSON."""
+    return _as_json(config, FREE - _WANTED)
+
+
+def finished(kept: Mapping[str, Buffer], config: CloudConfig) -> Finished | None:
+    """Return the last run, where it gave all that this configuration asks for; None where another one is wanted."""
+    done = read_finished(kept)
+    if done is None or any(_changed((), json.loads(done.asked), json.loads(asked(config)))):
+        return None
+    return done
+
+
+def read_finished(kept: Mapping[str, Buffer]) -> Finished | None:
+    """Return the last run, if it has a result and none has begun since, whatever is configured."""
+    return read(Finished, kept.get(FINISHED))
 
 
 def unfinished(kept: Mapping[str, Buffer], config: CloudConfig) -> Run | None:
@@ -118,9 +148,16 @@ def go_on(vault: Vault, node: str, run: Run) -> None:
     vault.commit({(node, RUN): pack(run)})
 
 
-def end(vault: Vault, node: str) -> None:
-    """Forget a run whose result is on the disk, or that has none."""
-    vault.commit({(node, key): None for key in vault.of(node)})
+def end(vault: Vault, node: str, done: Finished | None = None) -> None:
+    """Forget a run: one that has no result, or but for that it is done, one whose result is on the disk."""
+    changes: dict[tuple[str, str], Buffer | None] = {(node, key): None for key in vault.of(node)}
+    if done is not None:
+        changes[node, FINISHED] = pack(done)
+    vault.commit(changes)
+
+
+def _as_json(config: CloudConfig, but: set[str]) -> str:
+    return json.dumps(config.model_dump(mode="json", exclude=but), sort_keys=True, default=str)
 
 
 def _changed(path: KeyPath, old: Any, new: Any) -> Iterator[tuple[KeyPath, Any, Any]]:

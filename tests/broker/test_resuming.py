@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -92,6 +93,13 @@ class Tree:
         program = Program(role, "--config", self.folder / f"{name}.yaml", *more)
         self._stack.callback(program.kill)
         return program
+
+    def service(self) -> str:
+        """Start the cloud as systemd does with its board, and return what it says until it ends well."""
+        service = [sys.executable, "-m", "device_agents", "--config", str(self.folder / "cloud.yaml"), "--quiet"]
+        done = subprocess.run(service, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
 
     def start_devices(self) -> None:
         for name in CHILDREN:
@@ -205,6 +213,27 @@ def test_another_run_is_begun_with_new(tree: Tree) -> None:
     _, second = tree.folders()
     assert tree.summary()["run"] == second.name
     assert tree.summary()["lives"] == 1
+
+
+def test_a_service_begins_no_other_run_at_the_next_boot_unless_more_is_asked_for(tree: Tree) -> None:
+    tree.start_devices()
+    tree.write(rounds=1)
+    assert tree.start().end(None)[0] == 0
+    (folder,) = tree.folders()
+    told = tree.service()
+    assert f"the run {folder.name} is finished, its result lies in {folder}; nothing is begun" in told
+    assert "hfl cloud --new" in told
+    assert tree.folders() == [folder]
+    status = tree.run("status")
+    assert (status["state"], status["run"], status["phase"]) == ("disconnected", folder.name, "finished")
+    assert (status["kept"], status["finished"]) == ({}, {"run": folder.name, "folder": str(folder)})
+    shown = hfl("run", "status", "--config", tree.folder / "cloud.yaml").stdout
+    assert f"finished run {folder.name}: its result lies in {folder}\n" in shown
+    tree.write(rounds=2)
+    assert tree.service() == ""
+    assert tree.summary()["rounds"] == 2
+    assert len(tree.folders()) == 2
+    assert "finished" in tree.service()
 
 
 def test_people_pause_resume_drain_and_stop_a_run(tree: Tree) -> None:

@@ -14,16 +14,18 @@ from pathlib import Path
 import pytest
 
 from device_agents.__main__ import _parser
-from hfl_mqtt.config.models import ClientConfig
+from hfl_mqtt.config.models import ClientConfig, CloudConfig
 from hfl_mqtt.config.roles import load_role
 from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.protocol.messages import Info
 from hfl_mqtt.protocol.wire import decode
+from hfl_mqtt.roles import runs
 from hfl_mqtt.roles.client import _publish_vitals, make
 from hfl_mqtt.roles.shell import Shell
 from hfl_mqtt.rounds.actions import Counted, Move, Note, Persist, RunOver, Save, Work
 from hfl_mqtt.rounds.client import ClientNode
 from hfl_mqtt.rounds.node import Node
+from hfl_mqtt.state.vault import Vault
 from hfl_mqtt.transport.memory import MemoryBroker, MemoryLink
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,6 +104,41 @@ def test_an_edge_is_a_service_too_and_ready_without_a_broker(tmp_path: Path) -> 
             finally:
                 process.terminate()
         assert process.returncode == 0
+
+
+CLOUD = """\
+role: cloud
+federation: fed1
+broker: {{host: 127.0.0.1, port: 1}}
+task: {{name: soil-moisture}}
+rounds: {rounds}
+wait_at_most: 1 s
+state_dir: state
+"""
+
+
+def test_a_cloud_whose_run_is_finished_says_so_as_a_service_and_begins_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "cloud.yaml"
+    path.write_text(CLOUD.format(rounds=5))
+    config = load_role(path, CloudConfig)
+    vault = Vault(config.state_path())
+    runs.end(vault, "cloud", runs.Finished(run="r1", folder="/srv/out/r1", asked=runs.asked(config)))
+    vault.close()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        command = [sys.executable, "-m", "device_agents", "--config", str(path), "--quiet"]
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+        )
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr == (
+            "device_agents: the run r1 is finished, its result lies in /srv/out/r1; nothing is begun: another run "
+            "begins with hfl cloud --new, or when the YAML asks for more rounds or for something else\n"
+        )
+        assert manager.recv(100) == b"READY=1\nWATCHDOG=1", "who ends before that has failed, and is started again"
+    assert not (tmp_path / "state" / "out").exists()
 
 
 def test_rules_that_nobody_would_keep_are_refused_and_not_passed_over(tmp_path: Path) -> None:

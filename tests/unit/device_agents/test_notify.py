@@ -44,10 +44,19 @@ def test_it_is_ready_with_the_loops_first_turn_and_alive_with_each(manager: tupl
     assert [here.recv(100), here.recv(100)] == [b"READY=1\nWATCHDOG=1", b"WATCHDOG=1"]
 
 
+def test_who_has_nothing_to_do_is_ready_all_the_same_for_else_its_end_were_a_failure(
+    manager: tuple[str, socket.socket],
+) -> None:
+    name, here = manager
+    Service({"NOTIFY_SOCKET": name}).ready()
+    assert here.recv(100) == b"READY=1\nWATCHDOG=1"
+
+
 @pytest.mark.parametrize("environment", [{}, {"WATCHDOG_USEC": "1000000"}])
 def test_without_systemd_nothing_is_said(environment: dict[str, str]) -> None:
     loop = Loop()
     Service(environment).watch(loop.beat)
+    Service(environment).ready()
     assert loop.act is None
 
 

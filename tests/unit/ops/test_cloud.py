@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from hfl_mqtt.config.models import CloudConfig
 from hfl_mqtt.errors import HflError
-from hfl_mqtt.ops.cloud import link_latest, make_folder
+from hfl_mqtt.ops.cloud import finished_run, link_latest, make_folder
+from hfl_mqtt.roles import runs
+from hfl_mqtt.state.vault import Vault
 
 
 def test_every_run_has_a_folder_of_its_own_and_latest_leads_to_the_last_with_a_result(tmp_path: Path) -> None:
@@ -27,3 +30,16 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_the_remedy(tmp_path: Path
         make_folder(tmp_path / "out", "run-1")
     with pytest.raises(HflError, match="set out: to another folder"):
         link_latest(tmp_path / "out", "run-1")
+
+
+def test_the_command_for_another_run_finds_the_state_that_the_service_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    given = {"role": "cloud", "federation": "fed1", "broker": {"host": "x"}, "task": {"name": "mnist"}, "rounds": 3}
+    config = CloudConfig.model_validate(given)
+    assert finished_run(config) is None, "nothing is kept yet"
+    vault = Vault(config.state_path())
+    runs.end(vault, "cloud", runs.Finished(run="r1", folder="out/r1", asked=runs.asked(config)))
+    vault.close()
+    assert f"begins with XDG_STATE_HOME={tmp_path} hfl cloud --new" in str(finished_run(config))

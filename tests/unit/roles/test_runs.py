@@ -45,6 +45,7 @@ def test_an_unfinished_run_is_gone_on_with_and_its_lives_are_counted(tmp_path: P
         assert (run.id, run.folder, run.metric, run.lives) == ("r1", "out/r1", "rmse", life)
         runs.go_on(vault, "cloud", run)
     runs.end(vault, "cloud")
+    assert set(kept) == set()
     assert runs.unfinished(kept, config()) is None
     vault.close()
 
@@ -82,6 +83,33 @@ def test_what_an_older_release_did_not_know_has_not_changed(tmp_path: Path) -> N
     old = runs.described(config()).replace('"mode": "sync", ', "")
     runs.begin(vault, "cloud", Run(id="r1", folder="out/r1", config=old), b"start")
     assert runs.unfinished(vault.of("cloud"), config()) is not None
+    vault.close()
+
+
+def test_a_run_with_a_result_stays_known_until_another_begins(tmp_path: Path) -> None:
+    vault = begun(tmp_path)
+    kept = vault.of("cloud")
+    assert runs.finished(kept, config()) is None
+    runs.end(vault, "cloud", runs.Finished(run="r1", folder="out/r1", asked=runs.asked(config())))
+    assert set(kept) == {runs.FINISHED}, "all else of it is swept"
+    assert runs.unfinished(kept, config()) is None
+    elsewhere = config(wait_for=1, wait_at_most=9, broker={"host": "10.0.0.1"}, out="/elsewhere")
+    for again in (config(), elsewhere):
+        done = runs.finished(kept, again)
+        assert done is not None
+        assert (done.run, done.folder) == ("r1", "out/r1")
+    runs.begin(vault, "cloud", Run(id="r2", folder="out/r2", config=runs.described(config())), b"start")
+    assert runs.finished(kept, config()) is None
+    vault.close()
+
+
+@pytest.mark.parametrize("more", [{"rounds": 4}, {"stop": {"target": 0.9}}, {"seed": 1}, {"plan": {"steps": 4}}])
+def test_who_asks_for_something_else_than_what_is_finished_wants_another_run(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    vault = begun(tmp_path)
+    runs.end(vault, "cloud", runs.Finished(run="r1", folder="out/r1", asked=runs.asked(config())))
+    assert runs.finished(vault.of("cloud"), config(**more)) is None
     vault.close()
 
 
