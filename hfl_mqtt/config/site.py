@@ -314,10 +314,16 @@ def _all_with_ports(farms: Any) -> Any:
 
 
 def _twice(names: Iterable[tuple[KeyPath, Any]], text: str, told: set[KeyPath]) -> Iterator[tuple[KeyPath, str]]:
-    """Yield each name that stood before, at its second place; a place stands in `told` once something is said of it."""
-    seen = set[Any]()
+    """Yield each name that stood before, at its second place; a place stands in `told` once something is said of it.
+
+    Names are host names and folders too, and there case need not count.
+    """
+    seen: dict[Any, Any] = {}
     for keys, name in names:
-        if name in seen and keys not in told:
+        plain = name.lower() if isinstance(name, str) else name
+        if plain not in seen:
+            seen[plain] = name
+        elif keys not in told:
             told.add(keys)
-            yield keys, text.format(name)
-        seen.add(name)
+            two = f"{seen[plain]!r} and {name!r} differ only in case: DNS and some disks take them for one; rename one"
+            yield keys, text.format(name) if seen[plain] == name else two

@@ -48,6 +48,29 @@ def test_every_mistake_of_a_site_is_told_at_its_own_line(tmp_path: Path) -> None
     ]
 
 
+def test_names_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
+    text = """
+        role: site
+        federation: fed
+        cloud: {host: h}
+        farms:
+          - name: farm-a
+            devices: [pi-1, pi-2, PI-1]
+          - name: FARM-A
+          - name: Secrets
+          - name: farm-b
+            devices: [PI-1]
+        viewers: [me, Cloud]
+    """
+    why = "differ only in case: DNS and some disks take them for one; rename one"
+    assert mistakes(tmp_path, text) == [
+        f"6:27 farms[0].devices[2]: 'cloud/farm-a/pi-1' and 'cloud/farm-a/PI-1' {why}",
+        f"7:11 farms[1].name: 'cloud/farm-a' and 'cloud/FARM-A' {why}",
+        f"8:11 farms[2].name: 'secrets' and 'Secrets' {why}",
+        f"11:15 viewers[1]: 'cloud' and 'Cloud' {why}",
+    ]
+
+
 def test_a_broker_says_where_it_stands_in_the_file() -> None:
     site = Site.model_validate(
         {
