@@ -92,7 +92,7 @@ def _codec(text: str) -> str:
 
 
 def _existing(path: Path, info: ValidationInfo) -> Path:
-    if info.context and not path.is_file():
+    if "folder" in (info.context or {}) and not path.is_file():
         raise ValueError(f"no such file: {path}")
     return path
 

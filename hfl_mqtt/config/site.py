@@ -269,6 +269,11 @@ class Broker:
         return [f"{self.path}/{farm.name}" for farm in self.below]
 
     @property
+    def children(self) -> list[str]:
+        """The paths of all whose updates its aggregator collects: those of the brokers below it and of its devices."""
+        return [*self.bridges, *self.devices]
+
+    @property
     def directory(self) -> str:
         """Where its files lie in the output: `cloud`, `farm-a`, `region-1-farm-a`."""
         return self.path if self.above is None else "-".join(self.path.split("/")[1:])

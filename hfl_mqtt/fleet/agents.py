@@ -6,13 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from hfl_mqtt.config.models import ClientConfig, CloudConfig, EdgeConfig
-from hfl_mqtt.config.options import unknown_options
 from hfl_mqtt.config.site import Broker, Site, node_folder
-from hfl_mqtt.config.wording import explain, key_text
-from hfl_mqtt.errors import ConfigError
 
 AGENT_FILE = "agent.yaml"
 PASSWORD_FILE = "password"  # noqa: S105  (a file, not what is in it)
@@ -21,7 +16,6 @@ CARD_FILE, FLEET_KEY_FILE, REVOKED_FILE = "node.card", "fleet.pub", "revoked"
 
 #: Keys that name a file of the node's folder.
 _OWN_FILES = {"ca_file", "cert_file", "key_file", "card_file", "fleet_key_file", "revoked_file"}
-_MODELS: Mapping[str, type[BaseModel]] = {"cloud": CloudConfig, "edge": EdgeConfig, "client": ClientConfig}
 
 
 def role_of(broker: Broker, path: str) -> str:
@@ -32,16 +26,15 @@ def role_of(broker: Broker, path: str) -> str:
 
 
 def document(site: Site, broker: Broker, path: str, **changes: Any) -> dict[str, Any]:
-    """Return the YAML of a node as data, checked; paths in it are relative to its own folder.
+    """Return the YAML of a node as data; paths in it are relative to its own folder.
+
+    What the site says under `agents` has been checked, see `ops.check.check_agents`.
 
     Args:
         site: all there is.
         broker: the one that the node connects to.
         path: the node.
         **changes: what is to stand there in place of, or beside, what the site says.
-
-    Raises:
-        ConfigError: what the site says under `agents` cannot stand there.
     """
     role = role_of(broker, path)
     agents = site.agents
@@ -67,21 +60,15 @@ def document(site: Site, broker: Broker, path: str, **changes: Any) -> dict[str,
         data = broker.place.data.get(path.rpartition("/")[2], agents.data)
         made |= {"data": data} if data else {}
     if role == "cloud":
-        made["wait_for"] = max(1, len(broker.bridges) + len(broker.devices))
+        made["wait_for"] = max(1, len(broker.children))
     own: Mapping[str, Any] = getattr(agents, role)
     # Of its broker a node may have more to say than where it is: keepalive, session_expiry.
     made |= {key: made[key] | value if key == "broker" else value for key, value in own.items()}
-    made |= changes
-    _check(role, path, made)
-    return made
+    return made | changes
 
 
 def together(site: Site, broker: Broker, paths: Sequence[str], **changes: Any) -> dict[str, Any]:
-    """Return the YAML of several devices of a broker in one process, each with its own folder beside that of the file.
-
-    Raises:
-        ConfigError: as `document`.
-    """
+    """Return the YAML of several devices of a broker in one process, each with its own folder beside the file's."""
     made = document(site, broker, paths[0], **changes)
     folder = f"../{node_folder(f'{broker.path}/{{name}}')}"
     for section in (made["broker"].get("tls", {}), made.get("identity", {})):
@@ -101,18 +88,3 @@ def text(made: Mapping[str, Any]) -> str:
     """Return the YAML of a node as it is written."""
     head = "# Written by `hfl fleet`: change the site file and render again, not this file.\n"
     return head + yaml.safe_dump(dict(made), sort_keys=False, width=110)
-
-
-def _check(role: str, path: str, made: dict[str, Any]) -> None:
-    model = _MODELS[role]
-    # Whether files lie where it says is seen where they lie: on the board, and papers may not have been issued yet.
-    given = {key: value for key, value in made.items() if key != "identity"}
-    given["broker"] = {key: value for key, value in made["broker"].items() if key != "tls"}
-    mistakes = list(unknown_options(role, given))
-    try:
-        model.model_validate(given)
-    except ValidationError as error:
-        mistakes += explain(error, model, given, lambda _path: None)
-    if mistakes:
-        told = "\n".join(f"the agent of {path}: {key_text(each.path)}: {each.text}" for each in mistakes)
-        raise ConfigError(f"{told}\n`agents:` in the site file says what stands in the YAML of agents")

@@ -14,6 +14,7 @@ from difflib import unified_diff
 from pathlib import Path
 
 from hfl_mqtt.config.site import Site
+from hfl_mqtt.config.source import read
 from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.fleet import agents, bundle
 from hfl_mqtt.fleet.authority import Authority
@@ -22,6 +23,7 @@ from hfl_mqtt.fleet.sitefile import Home
 from hfl_mqtt.fleet.unit import unit
 from hfl_mqtt.ops import brokers
 from hfl_mqtt.ops.brokers import CA_FILE, CRL_FILE, INSTALLED, Rendered
+from hfl_mqtt.ops.check import check_agents
 
 UNIT_FILE = "hfl.service"
 #: What a diff shows; of every other file it is only said that it changes.
@@ -101,6 +103,7 @@ def plan(home: Home) -> Plan:
         ConfigError: the site file, the passwords or the authority cannot be used.
     """
     site = home.load()
+    check_agents(site, read(home.site_file))
     passwords = brokers.read_passwords(site, home.folder)
     authority = Authority.open(home.authority(site)) if site.has_certificates else None
     if authority is not None and authority.federation != site.federation:

@@ -55,12 +55,12 @@ def check_agents(site: Site, document: Document) -> None:
     Raises:
         ConfigError: with every mistake, one a line, where it stands in the site file.
     """
-    agents = site.agents
+    agents, waits_for = site.agents, max(1, len(next(site.brokers()).children))
     own = [
         ((*broker.keys, "data", name), data) for broker in site.brokers() for name, data in broker.place.data.items()
     ]
     mistakes = [
-        *_mistakes("cloud", {"task": agents.task}, agents.cloud, (), document),
+        *_mistakes("cloud", {"task": agents.task, "wait_for": waits_for}, agents.cloud, (), document),
         *_mistakes("edge", {}, agents.edge, (), document),
     ]
     # One device stands for all that have the same data.
@@ -93,7 +93,8 @@ def _mistakes(
     model = _MODELS[role]
     found = list(unknown_options(role, given))
     try:
-        model.model_validate(given)
+        # Whether papers lie where it says is seen where they lie: on the board.
+        model.model_validate(given, context={"with_papers": False})
     except ValidationError as error:
         found += explain(error, model, given, lambda keys: document.written(in_site(keys)))
     for each in found:

@@ -1,12 +1,14 @@
 """Rendering a fleet: twice changes nothing, what would be overwritten is shown first, secrets never."""
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hfl_mqtt.config.models import CloudConfig
 from hfl_mqtt.config.roles import load_any
 from hfl_mqtt.errors import ConfigError, HflError
 from hfl_mqtt.fleet import bundle
@@ -17,6 +19,7 @@ from hfl_mqtt.fleet.render import plan, render
 from hfl_mqtt.fleet.requests import write_request
 from hfl_mqtt.fleet.sitefile import Home, add_device, add_farm, create
 from hfl_mqtt.fleet.status import status, text
+from hfl_mqtt.ops.check import check_files
 
 PI_1 = "cloud/farm-a/pi-1"
 
@@ -112,14 +115,42 @@ class TestRendering:
         assert load_any(home.node(PI_1) / "agent.yaml")
         assert render(home, confirm=never)[1] == []
 
-    def test_tells_which_line_about_agents_cannot_be(self, home: Home) -> None:
-        home.site_file.write_text(home.site_file.read_text().replace("rounds: 5", "ruonds: 5"))
-        with pytest.raises(ConfigError, match=r"the agent of cloud: ruonds: .*did you mean 'rounds'"):
+    def test_tells_of_its_agents_what_check_tells_with_line_and_column(
+        self, home: Home, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        text = home.site_file.read_text().replace("rounds: 5", "rounds: five").replace("learning_rate", "learnig_rate")
+        home.site_file.write_text(text.replace("soil-moisture", "soil-moistur"))
+        with pytest.raises(ConfigError) as raised:
+            plan(home)
+        assert check_files([home.site_file], as_json=False) == 2
+        assert capsys.readouterr().err == f"{raised.value}\n"
+        told = [line.removeprefix(f"{home.site_file}:").partition(": ")[0] for line in str(raised.value).splitlines()]
+        assert [line.partition(" ")[2] for line in told] == [
+            "agents.task.name",
+            "agents.cloud.rounds",
+            "agents.cloud.plan.learnig_rate",
+        ]
+        assert all(re.match(r"\d+:\d+ ", line) for line in told)
+
+    def test_of_a_cloud_that_waits_for_all_its_farms_may_ask_for_as_many(self, home: Home) -> None:
+        add_farm(home, "farm-b", devices=["pi-1"])
+        text = home.site_file.read_text().replace("    rounds: 5\n", "    rounds: 5\n    tiers: [{quorum: 2}, {}]\n")
+        home.site_file.write_text(text)
+        assert check_files([home.site_file], as_json=False) == 0
+        render(home, confirm=never)
+        cloud = load_any(home.node("cloud") / "agent.yaml")
+        assert isinstance(cloud, CloudConfig)
+        assert (cloud.tiers[0].quorum, cloud.wait_for) == (2, 2)
+        home.site_file.write_text(text.replace("quorum: 2", "quorum: 3"))
+        with pytest.raises(ConfigError, match="3 children must answer, but the first round starts with 2"):
             plan(home)
 
     def test_leaves_files_on_boards_to_the_boards(self, home: Home) -> None:
         task = "task: {file: /opt/tasks/soil.py}"
-        home.site_file.write_text(home.site_file.read_text().replace("task: {name: soil-moisture}", task))
+        tls = "client: {homes: [{name: cloud/lab/pi-1, broker: {host: lab, tls: {ca_file: /opt/lab.crt}}}]}"
+        text = home.site_file.read_text().replace("task: {name: soil-moisture}", f"{task}\n  {tls}")
+        home.site_file.write_text(text)
+        assert check_files([home.site_file], as_json=False) == 0
         render(home, confirm=never)
         assert "file: /opt/tasks/soil.py" in (home.node(PI_1) / "agent.yaml").read_text()
 
