@@ -214,11 +214,11 @@ class Site(BaseModel):
         """Return every account of the site once: nodes, bridges, viewers, sensors."""
         nodes = [path for broker in self.brokers() for path in broker.nodes]
         bridges = [bridge_account(broker.path) for broker in self.brokers() if broker.above]
-        return [*nodes, *bridges, *self.viewers, *self._sensors()]
+        return [*nodes, *bridges, *self.without_papers()]
 
     def with_password(self) -> list[str]:
         """Return every account that has a password: all, or people and sensors where the others have certificates."""
-        return [*self.viewers, *self._sensors()] if self.has_certificates else self.accounts()
+        return self.without_papers() if self.has_certificates else self.accounts()
 
     def with_secret(self) -> list[str]:
         """Return every account that has a secret here: those with a password, and all bridges, for their client ids."""
@@ -227,8 +227,9 @@ class Site(BaseModel):
             account for account in self.accounts() if account in passwords or account.startswith(bridge_account(""))
         ]
 
-    def _sensors(self) -> list[str]:
-        return [name for broker in self.brokers() for name in broker.place.sensor_accounts]
+    def without_papers(self) -> list[str]:
+        """Return the accounts of people and sensors, which have passwords whatever the nodes have."""
+        return [*self.viewers, *(name for broker in self.brokers() for name in broker.place.sensor_accounts)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,9 @@ device_app = typer.Typer(no_args_is_help=True, help="On a board that keeps its o
 Dir = Annotated[Path, typer.Option("--dir", "-d", help="The fleet's folder; here by default.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Overwrite without asking.")]
 YesRevoke = Annotated[bool, typer.Option("--yes", "-y", help="Take papers back and overwrite without asking.")]
-YesRotate = Annotated[bool, typer.Option("--yes", "-y", help="Issue new papers and overwrite without asking.")]
+YesRotate = Annotated[
+    bool, typer.Option("--yes", "-y", help="Issue new papers, or a password, and overwrite without asking.")
+]
 YesSign = Annotated[
     bool, typer.Option("--yes", "-y", help="Sign for whatever fingerprint it is, and overwrite, without asking.")
 ]
@@ -149,20 +151,35 @@ def revoke(
     )
 
 
-@fleet_app.command(epilog="Examples: hfl fleet rotate cloud/farm-a/pi-1; hfl fleet rotate --all --yes")
+@fleet_app.command(
+    epilog="Examples: hfl fleet rotate cloud/farm-a/pi-1; hfl fleet rotate viewer; hfl fleet rotate --all"
+)
 def rotate(
-    path: Annotated[str | None, typer.Argument(help="The node; of a farm, its broker and bridge too.")] = None,
-    everybody: Annotated[bool, typer.Option("--all", help="Every account of the site.")] = False,
+    path: Annotated[
+        str | None,
+        typer.Argument(help="The node; of a farm, its broker and bridge too. Or whose password: viewer."),
+    ] = None,
+    everybody: Annotated[bool, typer.Option("--all", help="Every account of the site that has papers.")] = False,
     days: Days = 730,
     folder: Dir = HERE,
     yes: YesRotate = False,
 ) -> None:
-    """Issue new papers and keys. The old ones stay good until they end or are revoked: revoke PATH --old."""
+    """Issue new papers and keys. The old ones stay good until they end or are revoked: revoke PATH --old.
+
+    People and sensors have a password: a new one is drawn, and a broker that has read its new passwd refuses the old.
+    """
+    from hfl_mqtt.fleet.papers import redraw
     from hfl_mqtt.fleet.papers import rotate as renew
+    from hfl_mqtt.ops.brokers import secret_path
 
     if (path is None) != everybody:
-        raise ConfigError("say which: a node's path, or --all")
+        raise ConfigError("say which: a node's path, an account with a password, or --all")
     home = _home(folder)
+    if path is not None and path in home.load().without_papers():
+        redraw(home, path, confirm=_asked(yes, "Draw?", "a new password overwrites the one in this folder"))
+        _render(home, yes=yes, as_json=False, done=f"{path} has a new password")
+        _say(f"drawn      a new password of {path}, in {secret_path(home.folder, path)}")
+        return
     confirm = _asked(yes, "Issue?", "new papers overwrite those that lie in this folder")
     issued = renew(home, path, days=days, confirm=confirm)
     for subject in issued:

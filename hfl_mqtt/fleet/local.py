@@ -167,14 +167,14 @@ class LocalFleet:
         self.processes[path] = children.start(command, self.log_path(path), environment)
 
     def follow(self) -> list[str]:
-        """Bring what has been rendered since to those that run, where it says who is revoked; return who was told.
+        """Bring what has been rendered since to those that run, where it says who may come in; return who was told.
 
         On other machines somebody carries these files there and reloads Mosquitto; nodes look at theirs by themselves.
         """
         told = []
         for broker in self.site.brokers():
             source, target = self.home.broker(broker.directory), self.folder / "brokers" / broker.directory
-            names = ["acl", *([CRL_FILE] if self.site.has_certificates else [])]
+            names = ["acl", "passwd", *([CRL_FILE] if self.site.has_certificates else [])]
             changed = [name for name in names if _differs(source / name, target / name)]
             for name in changed:
                 # At once and whole: with half a list Mosquitto would let everybody in.

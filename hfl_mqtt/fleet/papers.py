@@ -1,4 +1,7 @@
-"""Papers that a person asks for by name: taken back, renewed, or granted to a device that keeps its own key."""
+"""Papers that a person asks for by name: taken back, renewed, or granted to a device that keeps its own key.
+
+People and sensors have passwords in place of papers.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from hfl_mqtt.fleet.authority import Authority
 from hfl_mqtt.fleet.book import KINDS, Issued
 from hfl_mqtt.fleet.holdings import Holding, Standing, holdings, put
 from hfl_mqtt.fleet.sitefile import Home
+from hfl_mqtt.ops.brokers import redraw_password
 from hfl_mqtt.protocol.topics import parent
 
 
@@ -66,7 +70,7 @@ def rotate(home: Home, path: str | None, *, days: int, confirm: Callable[[str], 
     """
     site = home.load()
     authority = _authority(home, site)
-    path = None if path is None else full(site, path)
+    asked, path = path, None if path is None else full(site, path)
     held = holdings(home, site, authority.issued)
     chosen = [
         one
@@ -77,7 +81,7 @@ def rotate(home: Home, path: str | None, *, days: int, confirm: Callable[[str], 
         and not (path is None and one.standing is Standing.REVOKED)
     ]
     if not chosen:
-        hint = _meant(path or "", [one.path for one in held])
+        hint = _meant(asked or "", site.without_papers()) or _meant(path or "", [one.path for one in held])
         raise ConfigError(f"{path}: is no node of {home.site_file} that has papers{hint}")
     told = "".join(f"{one.subject}: new papers{'' if one.own_key else ' and a new key'}\n" for one in chosen)
     if not confirm(told):
@@ -85,6 +89,18 @@ def rotate(home: Home, path: str | None, *, days: int, confirm: Callable[[str], 
     for one in chosen:
         one.issue(authority, days=days)
     return [one.subject for one in chosen]
+
+
+def redraw(home: Home, account: str, *, confirm: Callable[[str], bool]) -> None:
+    """Draw the password of a person's or a sensor's account anew; what is rendered then has the old one nowhere.
+
+    Raises:
+        ConfigError: the passwords cannot be read or written, or `confirm` does not agree.
+    """
+    told = f"{account}: a new password; a broker that has its new passwd refuses the old one\n"
+    if not confirm(told):
+        raise ConfigError("nothing was drawn")
+    redraw_password(home.load(), home.folder, account)
 
 
 def sign(home: Home, file: Path, *, days: int, confirm: Callable[[str], bool] = _agreed) -> str:

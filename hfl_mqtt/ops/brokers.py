@@ -48,6 +48,7 @@ __all__ = [
     "Rendered",
     "password_hash",
     "read_passwords",
+    "redraw_password",
     "render",
     "render_example",
     "render_to",
@@ -131,10 +132,8 @@ def render_to(site: Site, out_dir: Path, layout: Layout = INSTALLED) -> list[Out
 
 def secret_files(site: Site, passwords: Mapping[str, str]) -> list[Rendered]:
     """Return the file of all passwords, and one for each account of a node or a person."""
-    head = "# Every account's password, and what bridges' client ids are made of. Keep it secret and keep it: rendering"
-    head += " again takes them from here.\n"
     return [
-        Rendered(path=PASSWORDS_FILE, content=head + yaml.safe_dump(dict(passwords), sort_keys=True)),
+        _all_passwords(passwords),
         *(
             Rendered(path=f"{SECRETS_DIR}/{secret_name(account)}", content=passwords[account] + "\n")
             for account in site.with_password()
@@ -183,7 +182,27 @@ def read_passwords(site: Site, out_dir: Path) -> dict[str, str]:
         raise ConfigError(
             f"{path} is not a mapping of accounts to passwords; quote a password that looks like a number"
         )
-    return {**{account: secrets.token_urlsafe(32) for account in site.with_secret()}, **kept}
+    return {**{account: _drawn() for account in site.with_secret()}, **kept}
+
+
+def redraw_password(site: Site, out_dir: Path, account: str) -> None:
+    """Draw an account's password anew; it holds for all that is rendered from then on.
+
+    Raises:
+        ConfigError: as `read_passwords` and `write_to`.
+    """
+    passwords = read_passwords(site, out_dir) | {account: _drawn()}
+    write_to(out_dir, [_all_passwords(passwords)])
+
+
+def _drawn() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def _all_passwords(passwords: Mapping[str, str]) -> Rendered:
+    head = "# Every account's password, and what bridges' client ids are made of. Keep it secret and keep it: rendering"
+    head += " again takes them from here.\n"
+    return Rendered(path=PASSWORDS_FILE, content=head + yaml.safe_dump(dict(passwords), sort_keys=True))
 
 
 def _write(out_dir: Path, file: Rendered) -> bool:

@@ -17,7 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from hfl_mqtt.config.roles import load_any
 from hfl_mqtt.config.site import Site, node_folder
-from hfl_mqtt.fleet.papers import revoke, rotate
+from hfl_mqtt.fleet.papers import redraw, revoke, rotate
 from hfl_mqtt.fleet.render import render
 from hfl_mqtt.ops.brokers import CRL_FILE, secret_path
 from hfl_mqtt.protocol.topics import Topic
@@ -65,6 +65,10 @@ def test_seven_commands_lead_from_nothing_to_a_model_of_twelve_locked_clients(tm
         assert {row["path"] for row in seen["nodes"]} >= {*_NODES, "cloud"}
         assert hfl("fleet", "revoke", PI_1, "--yes", "--dir", orchard).returncode == 0
         assert fleet.hear("Rights have changed: the broker of cloud")
+        assert hfl(*watch, "--once", "--json").returncode == 0
+        assert hfl("fleet", "rotate", "viewer", "--yes", "--dir", orchard).returncode == 0
+        assert fleet.hear("Rights have changed: the broker of cloud")
+        until(lambda: hfl(*watch, "--once", "--json").returncode == 0, "the new password to be let in")
         processes = speakers_of(str(orchard))
         assert len(processes) > 8
         status, _ = fleet.end(signal.SIGINT)
@@ -263,6 +267,35 @@ def test_people_have_a_password_and_no_way_in_as_a_node(site: LockedSite) -> Non
         one.leave()
 
 
+def test_a_rotated_password_opens_every_broker_that_has_read_it_and_the_old_one_none(site: LockedSite) -> None:
+    old = secret_path(site.home.folder, "viewer").read_text().strip()
+    before, device = site.person("farm-a", "viewer").ready(), site.person("farm-a", PI_1).ready()
+    redraw(site.home, "viewer", confirm=lambda _: True)
+    render(site.home, confirm=lambda _: True)
+    new = secret_path(site.home.folder, "viewer").read_text().strip()
+    assert (answer_to(site, "farm-a", old), answer_to(site, "farm-a", new)) == ("Success", "Not authorized")
+    deploy(site, "farm-a")
+    assert (answer_to(site, "farm-a", old), answer_to(site, "farm-a", new)) == ("Not authorized", "Success")
+    # A connection that stood is ended, and comes in no more; all others stand.
+    assert str(before.answer.get(timeout=LIMIT_S)) == "Not authorized"
+    assert device.say(f"{BINARY}/{PI_1}/@/up/0", "mine") in ("Success", "No matching subscribers")
+    assert device.answer.empty()
+    # The other broker has yet to be told.
+    assert answer_to(site, "cloud", old) == "Success"
+
+
+def answer_to(site: LockedSite, broker: str, password: str) -> str:
+    """What a broker says to `viewer` with this password."""
+    port = site.places[broker].place.viewer_port
+    assert port is not None
+    tls = ssl.create_default_context(cafile=str(site.home.broker("cloud") / "ca.crt"))
+    one = Person(port, "viewer", password, tls=tls)
+    try:
+        return str(one.answer.get(timeout=LIMIT_S))
+    finally:
+        one.leave()
+
+
 def test_a_browser_reaches_the_cloud_through_tls(tmp_path: Path) -> None:
     edit = ("  host: 127.0.0.1\n", "  host: 127.0.0.1\n  websockets_port: 9001\n")
     with locked_site(tmp_path / "fleet", edit, farm_a=["pi-1"]) as site:
@@ -309,13 +342,14 @@ def test_every_rendered_agent_is_one_that_its_program_takes(site: LockedSite) ->
 
 
 def deploy(site: LockedSite, broker: str) -> None:
-    """Carry what says who is revoked to a broker's machine, and reload it."""
+    """Carry what says who may come in to a broker's machine, and reload it."""
     rendered, live = site.home.broker(broker), site.fleet.folder / "brokers" / broker
     # In place whole: a list that is half there would let everybody in.
     shutil.copy2(rendered / CRL_FILE, live / "new")
     (live / "new").replace(live / CRL_FILE)
-    witness = "".join((live / "acl").read_text().partition("user witness")[1:])
-    (live / "acl").write_text((rendered / "acl").read_text() + witness)
+    for name, mark in (("acl", "user witness"), ("passwd", "witness:")):
+        witness = "".join((live / name).read_text().partition(mark)[1:])
+        (live / name).write_text((rendered / name).read_text() + witness)
     log = live / "mosquitto.log"
     before = log.read_text().count("Reloading config")
     site.fleet.brokers[site.places[broker].path].reload()

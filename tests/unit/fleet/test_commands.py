@@ -154,6 +154,39 @@ def test_the_help_of_yes_says_what_is_not_asked(hfl: Hfl, command: str, what: st
     assert re.search(rf"--yes.*{what}.*without asking", " ".join(hfl(f"fleet {command} --help").out.split()))
 
 
+def test_a_viewers_password_is_rotated_as_papers_are_and_shown_nowhere(orchard: Hfl, tmp_path: Path) -> None:
+    secret = tmp_path / "orchard/secrets/viewer"
+    old = secret.read_text().strip()
+    passwords = (tmp_path / "orchard/passwords.yaml").read_text()
+    ended = orchard("fleet rotate viewer --dir orchard")
+    assert ended.code == 2
+    assert "viewer: a new password" in ended.out
+    assert "there is no terminal to ask at: give --yes" in ended.err
+    ended = answered("fleet rotate viewer --dir orchard", "n", tmp_path)
+    assert ended.code == 2
+    assert "nothing was drawn" in ended.err
+    assert (tmp_path / "orchard/passwords.yaml").read_text() == passwords
+    ended = orchard("fleet rotate viewer --dir orchard --yes")
+    assert ended.code == 0
+    assert "drawn      a new password of viewer, in orchard/secrets/viewer" in ended.out
+    assert "Next: brokers/cloud/passwd to the machine of the broker of cloud, and reload it" in ended.out
+    assert "Next: brokers/farm-a/passwd to the machine of the broker of farm-a, and reload it" in ended.out
+    assert old not in ended.out
+    assert secret.read_text().strip() not in ended.out
+    assert secret.read_text().strip() != old
+    assert orchard("fleet status --dir orchard").code == 0
+
+
+def test_who_says_yes_to_a_new_password_and_no_to_the_files_is_told_what_holds(orchard: Hfl, tmp_path: Path) -> None:
+    ended = answered("fleet rotate viewer --dir orchard", "y\nn", tmp_path)
+    assert ended.code == 2
+    assert "viewer has a new password, and only the files are not rendered: hfl fleet render does so" in " ".join(
+        ended.err.split()
+    )
+    told = orchard("fleet status --dir orchard").out
+    assert "Not as the site file says: secrets/viewer, brokers/cloud/passwd, brokers/farm-a/passwd" in told
+
+
 @pytest.mark.parametrize("command", [f"revoke {PI_1}", f"rotate {PI_1}"])
 def test_where_there_are_only_passwords_no_authority_is_missed(hfl: Hfl, command: str) -> None:
     hfl("fleet init orchard --passwords")
@@ -210,7 +243,7 @@ def test_a_board_asks_with_a_key_of_its_own_and_is_signed_for(orchard: Hfl, tmp_
         ("fleet render", "site.yaml: no such file; begin with `hfl fleet init NAME`"),
         ("fleet status --dir nowhere", "begin with `hfl fleet init NAME`"),
         ("fleet init a/b", "federation: a name is letters, digits"),
-        ("fleet rotate", "say which: a node's path, or --all"),
+        ("fleet rotate", "say which: a node's path, an account with a password, or --all"),
         ("fleet sign none.request", "site.yaml: no such file"),
         ("device request -f orchard --name pi-1 --out board", "is no name for a device"),
     ],

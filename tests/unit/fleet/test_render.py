@@ -1,5 +1,6 @@
 """Rendering a fleet: twice changes nothing, what would be overwritten is shown first, secrets never."""
 
+import base64
 import os
 import re
 import stat
@@ -14,11 +15,12 @@ from hfl_mqtt.errors import ConfigError, HflError
 from hfl_mqtt.fleet import bundle
 from hfl_mqtt.fleet.authority import Authority
 from hfl_mqtt.fleet.holdings import Standing
-from hfl_mqtt.fleet.papers import revoke, rotate, sign
+from hfl_mqtt.fleet.papers import redraw, revoke, rotate, sign
 from hfl_mqtt.fleet.render import plan, render
 from hfl_mqtt.fleet.requests import write_request
 from hfl_mqtt.fleet.sitefile import Home, add_device, add_farm, create
 from hfl_mqtt.fleet.status import status, text
+from hfl_mqtt.ops.brokers import password_hash, read_passwords, secret_path
 from hfl_mqtt.ops.check import check_files
 
 PI_1 = "cloud/farm-a/pi-1"
@@ -35,6 +37,11 @@ def made(folder: Path, security: str = "mtls") -> Home:
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return made(tmp_path / "orchard")
+
+
+def add_sensors(home: Home) -> None:
+    edit = "- name: farm-a\n    sensors: [sensors/#]\n    sensor_accounts: [field-1]\n"
+    home.site_file.write_text(home.site_file.read_text().replace("- name: farm-a\n", edit))
 
 
 def never(_diff: str) -> bool:
@@ -284,12 +291,61 @@ class TestPapers:
             rotate(home, PI_1, days=100, confirm=lambda told: told != f"{PI_1}: new papers and a new key\n")
         assert files_of(home) == before
 
+    def test_of_people_are_a_password_which_is_drawn_anew_and_the_old_one_is_nowhere(self, home: Home) -> None:
+        add_sensors(home)
+        render(home, confirm=never)
+        before = files_of(home)
+        old = secret_path(home.folder, "viewer").read_text().strip()
+        redraw(home, "viewer", confirm=yes)
+        shown = asked(home)
+        render(home, confirm=yes)
+        new = secret_path(home.folder, "viewer").read_text().strip()
+        assert new != old
+        after = files_of(home)
+        assert {name for name in after if before.get(name) != after[name]} == {
+            "passwords.yaml",
+            "secrets/viewer",
+            "brokers/cloud/passwd",
+            "brokers/farm-a/passwd",
+        }
+        assert not [name for name, data in after.items() if old.encode() in data]
+        assert old not in shown
+        assert new not in shown
+        for broker in ("cloud", "farm-a"):
+            hashes = dict(line.split(":") for line in (home.broker(broker) / "passwd").read_text().splitlines())
+            salt = base64.b64decode(hashes["viewer"].split("$")[3])
+            assert hashes["viewer"] == password_hash(new, salt)
+        assert render(home, confirm=never)[1] == []
+
+    def test_of_sensors_are_a_password_too_and_of_a_lab_only_those_of_people(self, home: Home, tmp_path: Path) -> None:
+        add_sensors(home)
+        render(home, confirm=never)
+        old = secret_path(home.folder, "field-1").read_text()
+        redraw(home, "field-1", confirm=yes)
+        render(home, confirm=yes)
+        assert secret_path(home.folder, "field-1").read_text() != old
+        lab = made(tmp_path / "lab", "passwords")
+        render(lab, confirm=never)
+        before = read_passwords(lab.load(), lab.folder)
+        redraw(lab, "viewer", confirm=yes)
+        now = read_passwords(lab.load(), lab.folder)
+        assert {name for name in now if now[name] != before[name]} == {"viewer"}
+
+    def test_of_people_stay_when_refused(self, home: Home) -> None:
+        render(home, confirm=never)
+        before = files_of(home)
+        with pytest.raises(ConfigError, match="nothing was drawn"):
+            redraw(home, "viewer", confirm=lambda told: not told.startswith("viewer: a new password"))
+        assert files_of(home) == before
+
     def test_of_nobody_cannot_be_revoked(self, home: Home) -> None:
         render(home, confirm=never)
         with pytest.raises(ConfigError, match=r"has no papers; did you mean cloud/farm-a/pi-\d\?"):
             revoke(home, "cloud/farm-a/pi-9")
         with pytest.raises(ConfigError, match=r"is no node of .* that has papers; did you mean cloud/farm-a\?"):
             rotate(home, "farm-b", days=100, confirm=yes)
+        with pytest.raises(ConfigError, match=r"that has papers; did you mean viewer\?"):
+            rotate(home, "viewr", days=100, confirm=yes)
         with pytest.raises(ConfigError, match="has no papers but the newest that are good"):
             revoke(home, PI_1, keep_newest=True)
 
