@@ -6,7 +6,7 @@ import logging
 
 
 def to_stderr(*, quiet: bool) -> None:
-    """Send log lines to stderr: the trace of a fault of ours always, a warning only where no note says it already."""
+    """Send log lines to stderr: an error always, for nothing else tells it; a warning where no note is printed."""
     handler = logging.StreamHandler()
-    handler.addFilter(lambda record: bool(record.exc_info) or (quiet and record.levelno == logging.WARNING))
+    handler.setLevel(logging.WARNING if quiet else logging.ERROR)
     logging.getLogger("hfl_mqtt").handlers = [handler]

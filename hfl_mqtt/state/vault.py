@@ -257,7 +257,7 @@ class Vault:
             f"{path} is damaged ({error}), often after an error on an SD card: it was laid aside as {aside.name}, and "
             "this node begins anew, as after the loss of its disk"
         )
-        _log.error("%s", self.damage)
+        _log.warning("%s", self.damage)
 
     def _large(self) -> list[Path]:
         return [path for path in self._directory.iterdir() if path.suffix == _SUFFIX]
@@ -277,7 +277,7 @@ class Vault:
         if lost:
             keys = ", ".join(key for _, key in lost[:5]) + (" and more" if len(lost) > 5 else "")
             self.damage = f"{self._directory}: the disk has damaged or lost {keys}: taken as never kept"
-            _log.error("%s", self.damage)
+            _log.warning("%s", self.damage)
             for row in lost:
                 self._database.execute("DELETE FROM kept WHERE node = ? AND key = ?", row)
 

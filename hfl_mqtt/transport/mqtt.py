@@ -459,7 +459,8 @@ class MqttLink:
         is_news = reason not in self._reported and not self._is_closing
         self._reported.add(reason)
         if is_news:
-            _logger.log(logging.ERROR if is_fatal or is_cloned else logging.WARNING, "%s", reason)
+            # What is fatal is told by who holds the link, and ends of it.
+            _logger.log(logging.INFO if is_fatal else logging.WARNING, "%s", reason)
             self._emit(Down(reason=reason, is_fatal=is_fatal, is_cloned=is_cloned))
 
     def _hang_up_hard(self) -> None:

@@ -255,7 +255,7 @@ class Window:
         for suffix in ("-wal", "-shm"):
             self._path.with_name(f"{self._path.name}{suffix}").unlink(missing_ok=True)
         self.damage = f"{self._path} is damaged ({error}): it was laid aside as {aside.name}, and is begun anew"
-        _log.error("%s", self.damage)
+        _log.warning("%s", self.damage)
 
     def _failure(self, error: sqlite3.Error) -> HflError:
         return Unwritable(f"{self._path}: readings cannot be kept: {error}; free some space, or check the SD card")
