@@ -203,7 +203,9 @@ class LocalFleet:
         }
         for path, process in self.processes.items():
             if (status := process.poll()) is not None:
-                found[path] = f"{children.end_of(status)}; the others go on.{children.log_tail(self.log_path(path))}"
+                above, _, last = path.rpartition("/")
+                name = f"the process of {above}'s devices" if last == _DEVICES else path
+                found[name] = f"{children.end_of(status)}; the others go on{children.log_tail(self.log_path(path))}"
         return found
 
     def log_path(self, path: str) -> Path:

@@ -194,7 +194,7 @@ class _Demo:
             if status is not None and name != "cloud" and name not in self._reported:
                 self._reported.add(name)
                 log = children.log_tail(self._federation.log_path(name))
-                self._console.print(f"{name} ended with {status}; the others go on. Its log{log}", markup=False)
+                self._console.print(f"{name} {children.end_of(status)}; the others go on{log}", markup=False)
         closed = _rounds_closed(fleet, self._plan.run.rounds)
         has_closed = closed > len(self._per_round)
         while len(self._per_round) < closed:

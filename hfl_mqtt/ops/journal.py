@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ _LOUD = {
     "leads", "steps_down", "moved", "quarantined", "released", "in_quarantine", "paused",
 }  # fmt: skip
 
+#: With the blank lines and the indentation about it.
+_LINE_BREAKS = re.compile(r"[ \t\r]*\n\s*")
 #: A journal takes at most twice this: the file and the one before it.
 MAX_BYTES = 10_000_000
 
@@ -143,8 +146,9 @@ class Journal:
 
 
 def sentence(record: dict[str, Any]) -> str:
-    """Return a record as a line for people."""
-    rest = {key: value for key, value in record.items() if key not in ("at", "s", "node", "event", "run")}
+    """Return a record as a line for people; what it holds by child, such as `updates`, is for programs."""
+    own = ("at", "s", "node", "event", "run")
+    rest = {key: value for key, value in record.items() if key not in own and not isinstance(value, dict)}
     said = " ".join(f"{key}={_short(value)}" for key, value in rest.items() if value not in ("", None, []))
     clock = datetime.fromisoformat(record["at"]).astimezone().strftime("%H:%M:%S")
     return plain(f"{clock}  {record['node']}  {record['event']}  {said}".rstrip())
@@ -153,11 +157,16 @@ def sentence(record: dict[str, Any]) -> str:
 def plain(text: str, *, keep: str = "") -> str:
     r"""Return a text that a peer may have had a hand in so that it cannot command a terminal.
 
-    Control characters, those that turn the direction of writing too, are made visible, save those in `keep`.
+    Control characters, those that turn the direction of writing too, are made visible, save those in `keep`. Lines
+    that may not stay are put behind each other.
 
     >>> print(plain("\x1b[2Jgone?"))
     \x1b[2Jgone?
+    >>> print(plain("two lines:\n  this is the second"))
+    two lines: / this is the second
     """
+    if "\n" not in keep:
+        text = _LINE_BREAKS.sub(" / ", text.strip("\r\n"))
     return "".join(one if one.isprintable() or one in keep else repr(one)[1:-1] for one in text)
 
 
@@ -211,6 +220,8 @@ def _finite(value: Any) -> Any:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value)

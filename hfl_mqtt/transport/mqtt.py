@@ -367,7 +367,8 @@ class MqttLink:
         if not self._is_leaving and (not self.pending or self._is_failing or now_s >= self._close_by_s):
             self._is_leaving = True
             if self.pending:
-                _logger.warning("%s frames for %s were not sent before close", self.pending, self._account.host)
+                place = f"{self._account.host}:{self._account.port}"
+                _logger.warning("the link to %s ends before all is sent: messages left: %s", place, self.pending)
             if self._sock is not None:
                 if self._open_fetches and self._is_up:
                     self._client.unsubscribe(list(self._open_fetches))

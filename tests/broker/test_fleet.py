@@ -144,7 +144,9 @@ def test_a_fleet_that_is_up_is_left_alone_by_a_second_one_and_tells_what_ends(tm
         assert "the broker of cloud read" in fleet.hear("Rights have changed: ")
         edge = _child(home.local / "cloud.farm-a" / "agent.yaml")
         edge.kill()
-        fleet.hear("cloud/farm-a was killed by SIGKILL; the others go on.")
+        fleet.hear("cloud/farm-a was killed by SIGKILL; the others go on")
+        _child(home.local / "cloud.farm-a._devices" / "agent.yaml").kill()
+        fleet.hear("the process of cloud/farm-a's devices was killed by SIGKILL; the others go on")
         assert not any("\\n" in line for line in fleet.lines)
         fleet.end(signal.SIGINT)
     with running("fleet", "up", "--dir", home.folder) as again:

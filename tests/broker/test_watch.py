@@ -177,7 +177,7 @@ def test_hostile_words_are_shown_as_text_and_junk_not_at_all(place: Place) -> No
     table = hfl(*place.options("--once"))
     assert (table.returncode, table.stderr) == (0, "")
     assert table.stdout.replace("\n", "").isprintable()
-    assert r"\x1b[2J\x1b]0;owned\x07\r\n[red]x[/]" in table.stdout
+    assert r"\x1b[2J\x1b]0;owned\x07 / [red]x[/]" in table.stdout
     assert re.search(r"cloud .*ready.*rmse 0\.2500", table.stdout)
     assert "pi-2" in table.stdout
     assert not re.search(r"pi-[34]", table.stdout)

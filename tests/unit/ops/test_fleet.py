@@ -183,7 +183,7 @@ def test_escape_codes_in_a_nodes_words_reach_the_terminal_as_text() -> None:
     heard(other, "cloud", Metrics(values={"rmse": 1.0}))
     text = shown(fleet)
     assert text.replace("\n", "").isprintable()
-    assert r"\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\r\n 1.0000" in text
+    assert r"\x1b[2J\x1b]0;owned\x07\x9b31m\u202e / 1.0000" in text
     assert len(text.splitlines()) == len(shown(other).splitlines())
 
 

@@ -29,11 +29,21 @@ def test_a_record_becomes_a_line_for_people() -> None:
     )
 
 
+def test_what_is_for_programs_is_left_out_of_a_line_and_the_rest_is_words() -> None:
+    line = sentence(record(round="g1", updates={"cloud/farm-a/pi-1": "2421fe4fd5e6d224"}, late=True, is_cut=False))
+    assert line.partition("  closed  ")[2] == "round=g1 late=yes is_cut=no"
+
+
+def test_a_reason_of_several_lines_is_one_line_for_people() -> None:
+    line = sentence(record(reason="train.py:9: it says:\n\n    disk gone\r\n  and more\n"))
+    assert line.partition("  closed  ")[2] == "reason=train.py:9: it says: / disk gone / and more"
+
+
 def test_nothing_a_peer_says_moves_the_cursor_or_begins_a_line() -> None:
     line = sentence(record(reason=HOSTILE))
     assert line.isprintable()
     assert r"\x1b[2J\x1b]0;owned\x07" in line
-    assert r"\u202e\u2028\r\nfake: all is well" in line
+    assert r"\u202e\u2028 / fake: all is well" in line
 
 
 def test_words_of_all_languages_stay_as_they_are() -> None:
