@@ -730,7 +730,9 @@ class Aggregator:
         if given is not None and (given.run, given.round, given.base) == (said.run, said.round, said.base):
             return self._once(said, sender, given, late)
         call = self._last_call
-        if call is None or said.run != call.run or not _takes_late(call):
+        if call is None:  # a standby that leads now, or a lost disk: its predecessor's round may open again
+            return [self._note_of(said, "held", sender)]
+        if said.run != call.run or not _takes_late(call):
             reason = f"too late: {round_text(said.round)} is closed"
             return self._once(said, sender, self._refusal(said, reason), late)
         staleness = self._ledger.staleness(sender, said)

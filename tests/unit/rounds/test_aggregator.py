@@ -1288,6 +1288,15 @@ def test_a_late_update_is_held_while_no_round_is_open_and_joins_the_next() -> No
     assert receipts(cloud.get(first, C, 1.0, 1, 4.0)) == [(C, True, "")]
 
 
+def test_who_has_opened_no_round_yet_calls_none_closed_for_its_predecessors_may_go_on() -> None:
+    before, after = Cloud(A), Cloud(A)
+    call = before.begin()
+    for said in (after.get(call, A, 1.0, 1, 1.0), after.hear(announced(call, A), A, 1.0)):
+        assert (receipts(said), notes(said)) == ([], ["held"])
+    assert after.begin() == call
+    assert receipts(after.get(call, A, 1.0, 1, 2.0)) == [(A, True, "")]
+
+
 def test_a_second_update_for_one_round_is_held_for_the_next() -> None:
     cloud, first, second = late_cloud(A, B, C)
     cloud.get(first, A, 1.0, 1, 2.0)
