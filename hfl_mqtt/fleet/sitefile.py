@@ -13,25 +13,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from hfl_mqtt import files
 from hfl_mqtt.config.roles import load_role
 from hfl_mqtt.config.site import Site, node_folder
-from hfl_mqtt.config.wording import quoted
+from hfl_mqtt.config.source import read
+from hfl_mqtt.config.wording import KeyPath
 from hfl_mqtt.errors import ConfigError
+from hfl_mqtt.fleet.adding import added, scalar
 
 SITE_FILE = "site.yaml"
 #: The task whose data comes with the package: each new device is given a station of its own, so that a fleet learns.
 EXAMPLE_TASK = "soil-moisture"
 
-#: What every reader of YAML takes for text.
-_PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|null)\Z)[A-Za-z/~][\w./\-]*|\d+(\.\d+){3}", re.IGNORECASE)
 _NEW = """\
 # The brokers, nodes and people of one federation. Edit it as you like, then: hfl fleet render
 role: site
@@ -116,9 +112,9 @@ def create(
         raise ConfigError(f"{home.site_file} is there already: add to it with `hfl fleet add`, or choose another --dir")
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = _NEW.format(name=_scalar(name), security=security, cloud_host=_scalar(cloud_host), task=_scalar(task))
+    text = _NEW.format(name=scalar(name), security=security, cloud_host=scalar(cloud_host), task=scalar(task))
     if authority is not None:
-        text += f"# The folder of the keys that everything is signed with.\nauthority: {_scalar(authority)}\n"
+        text += f"# The folder of the keys that everything is signed with.\nauthority: {scalar(authority)}\n"
     try:
         _replace(home, text)
     except BaseException:
@@ -136,18 +132,14 @@ def add_farm(home: Home, name: str, *, host: str | None = None, devices: list[st
     """
     document = _read(home)
     above, _, own = name.removeprefix(f"{_cloud(document)}/").rpartition("/")
-    place = _place(home, document, above) if above else document
-    farms = place.setdefault("farms", CommentedSeq())
-    if not farms:  # `farms: []` is written on one line: what is added to it shall not be
-        farms.fa.set_block_style()
-    if any(farm.get("name") == own for farm in farms):
-        raise ConfigError(f"{home.site_file} has a farm {name!r} already; `hfl fleet add device` adds to it")
-    farm = CommentedMap(name=own)
-    if host is not None:
-        farm["host"] = host
-    farms.append(farm)
-    _add_devices(document, farm, devices)
-    _replace(home, _text(document))
+    keys, place = _place(home, document, above) if above else ((), document)
+    if any(farm["name"] == own for farm in place.get("farms", ())):
+        raise ConfigError(f"{home.site_file} has a farm {own!r} already; `hfl fleet add device` adds to it")
+    farm: dict[str, Any] = {"name": own} | ({"host": host} if host is not None else {})
+    farm |= {"devices": devices} if devices else {}
+    data = _data_for(document, devices)
+    farm |= {"data": data} if data else {}
+    _add(home, document, [((*keys, "farms"), [farm])])
     return "/".join([_cloud(document), *([above] if above else []), own])
 
 
@@ -159,16 +151,17 @@ def add_device(home: Home, name: str, *, farm: str, keeps_key: bool = False) -> 
     """
     document = _read(home)
     below = farm.removeprefix(f"{_cloud(document)}/")
-    place = document["cloud"] if farm == _cloud(document) else _place(home, document, below)
+    is_cloud = farm == _cloud(document)
+    keys, place = (("cloud",), document["cloud"]) if is_cloud else _place(home, document, below)
     if name in place.get("devices", ()):
         raise ConfigError(f"{home.site_file}: {farm} has a device {name!r} already; choose another name")
-    _add_devices(document, place, [name])
+    more: list[tuple[KeyPath, Any]] = [((*keys, "devices"), [name])]
+    if data := _data_for(document, [name]):
+        more.append(((*keys, "data"), data))
     if keeps_key:
-        kept = place.setdefault("own_keys", CommentedSeq())
-        kept.fa.set_flow_style()
-        kept.append(name)
-    _replace(home, _text(document))
-    return "/".join([_cloud(document), *([below] if farm != _cloud(document) else []), name])
+        more.append(((*keys, "own_keys"), [name]))
+    _add(home, document, more)
+    return "/".join([_cloud(document), *([] if is_cloud else [below]), name])
 
 
 def names_of(devices: str) -> list[str]:
@@ -185,21 +178,12 @@ def names_of(devices: str) -> list[str]:
     return [name for name in devices.split(",") if name]
 
 
-def _add_devices(document: Any, place: Any, names: list[str]) -> None:
-    if not names:
-        return
-    known = place.setdefault("devices", CommentedSeq())
-    known.fa.set_flow_style()
-    known.extend(names)
-    task = (document.get("agents") or {}).get("task") or {"name": EXAMPLE_TASK}
-    if task.get("name") != EXAMPLE_TASK or (document.get("agents") or {}).get("data"):
-        return
-    free = _free_stations(document)
-    data = place.setdefault("data", CommentedMap())
-    for name, station in zip(names, free, strict=False):
-        entry = CommentedMap(station=station)
-        entry.fa.set_flow_style()
-        data[name] = entry
+def _data_for(document: Any, names: list[str]) -> dict[str, Any]:
+    """Return the data of new devices: of the example task a station for each, as long as there are some; else none."""
+    agents = document.get("agents", {})
+    if agents.get("task", {"name": EXAMPLE_TASK}).get("name") != EXAMPLE_TASK or agents.get("data"):
+        return {}
+    return {name: {"station": station} for name, station in zip(names, _free_stations(document), strict=False)}
 
 
 def _free_stations(document: Any) -> Iterator[str]:
@@ -215,61 +199,60 @@ def _free_stations(document: Any) -> Iterator[str]:
 
 
 def _farms(place: Any) -> Iterator[Any]:
-    for farm in place.get("farms") or ():
+    for farm in place.get("farms", ()):
         yield farm
         yield from _farms(farm)
 
 
-def _place(home: Home, document: Any, path: str) -> Any:
-    """Return the farm of a path below the cloud."""
+def _place(home: Home, document: Any, path: str) -> tuple[KeyPath, Any]:
+    """Return the farm of a path below the cloud, and where it stands."""
+    keys: KeyPath = ()
     here = document
     for name in path.split("/"):
-        below = [farm for farm in here.get("farms") or () if farm.get("name") == name]
-        if not below:
-            known = ", ".join(str(farm.get("name")) for farm in here.get("farms") or ()) or "none"
-            raise ConfigError(f"{home.site_file} has no farm {path!r}; there are: {known}")
-        here = below[0]
-    return here
+        names = [str(farm["name"]) for farm in here.get("farms", ())]
+        if name not in names:
+            raise ConfigError(f"{home.site_file} has no farm {path!r}; there are: {', '.join(names) or 'none'}")
+        keys, here = (*keys, "farms", names.index(name)), here["farms"][names.index(name)]
+    return keys, here
 
 
 def _cloud(document: Any) -> str:
     return str(document["cloud"].get("name", "cloud"))
 
 
-def _scalar(text: str) -> str:
-    """Write a text so that it is one in YAML, plainly where that is clear."""
-    return text if _PLAIN.fullmatch(text) else quoted(text)
-
-
-def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    return yaml
-
-
 def _read(home: Home) -> Any:
+    """Return the site file as plain data, which are as those of a site are to be."""
     home.load()  # whatever is wrong with it is told by line and column
-    return _yaml().load(home.site_file.read_text(encoding="utf-8"))
+    return read(home.site_file).data
 
 
-def _text(document: Any) -> str:
-    stream = StringIO()
-    _yaml().dump(document, stream)
-    return stream.getvalue()
+def _add(home: Home, document: Any, more: list[tuple[KeyPath, Any]]) -> None:
+    """Add to the collections at these places, in the file as in the document."""
+    text = home.site_file.read_text(encoding="utf-8-sig")
+    for keys, items in more:
+        text = added(text, keys, items)
+        place = document
+        for key in keys[:-1]:
+            place = place[key]
+        known = place.setdefault(keys[-1], type(items)())
+        known.update(items) if isinstance(items, dict) else known.extend(items)
+    _replace(home, text, document)
 
 
-def _replace(home: Home, text: str) -> None:
-    """Write the site file if it is one: what was asked for may not go together with what is there."""
+def _replace(home: Home, text: str, meant: Any = None) -> None:
+    """Write the site file if it is one, and says what is meant: what was asked for may not go with what is there."""
     tried = home.folder / f".{SITE_FILE}.new"
     try:
         files.write_text(tried, text)
         load_role(tried, Site)
+        if meant is not None and read(tried).data != meant:
+            raise ConfigError(
+                "an alias (*name) stands where something is to be added: write out what it stands for, or add by hand"
+            )
         files.rename(tried, home.site_file)
     except ConfigError as error:
         # Without line and column, which are those of a file that nobody will see.
         told = re.sub(rf"^{re.escape(str(tried))}(:\d+)*:? *", "", str(error), flags=re.MULTILINE)
-        raise ConfigError(f"{told}\n{home.site_file}: nothing was written, for it could not be read then") from None
+        raise ConfigError(f"{told}\n{home.site_file}: nothing was written, for it could not be used then") from None
     finally:
         tried.unlink(missing_ok=True)

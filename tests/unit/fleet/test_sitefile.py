@@ -7,6 +7,7 @@ import pytest
 
 from hfl_mqtt.errors import ConfigError
 from hfl_mqtt.fleet import sitefile
+from hfl_mqtt.fleet.adding import added
 from hfl_mqtt.fleet.sitefile import Home, add_device, add_farm, create, names_of
 
 
@@ -144,3 +145,128 @@ def test_devices_are_a_count_or_names() -> None:
     assert names_of("") == []
     with pytest.raises(ConfigError, match="at most 1000"):
         names_of("5000")
+
+
+def inserted(before: str, after: str) -> tuple[str, list[str]]:
+    """Return the lines that are new, and after which line they stand; all that was there stays as it was."""
+    old, new = before.splitlines(), after.splitlines()
+    first = next(index for index in range(len(new)) if index == len(old) or old[index] != new[index])
+    count = len(new) - len(old)
+    assert new == [*old[:first], *new[first : first + count], *old[first:]]
+    return old[first - 1], new[first : first + count]
+
+
+FARM_B = ["  - name: farm-b", "    devices: [pi-1]"]
+HEAD = "role: site\nfederation: f\ncloud: {host: h}\nagents: {task: {name: mnist}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "above"),
+    [
+        (
+            "farms:\n  - name: farm-a\n    devices: [pi-1]\n\n# Who may look.\nviewers: [viewer]\n",
+            "    devices: [pi-1]",
+        ),
+        (
+            "farms:\n  - name: farm-a\n    devices: [pi-1]  # here\n\n\n# One.\n\n# Two.\nviewers: [viewer]\n",
+            "    devices: [pi-1]  # here",
+        ),
+        ("viewers: [viewer]\nfarms:\n  # The first.\n  - name: farm-a\n\n# The end.\n", "  - name: farm-a"),
+        ("viewers: [viewer]\nfarms:\n  - name: farm-a\n    host: h\n    # its end\n\n# The end.", "    # its end"),
+        ("viewers: [viewer]\nfarms:\n  - name: farm-a", "  - name: farm-a"),
+        ("farms:\n- name: farm-a\n# Who\nviewers: [viewer]\n", "- name: farm-a"),
+        (
+            "farms:\n  - name: farm-a\n    devices:\n      - pi-1\n      # pi-2 is broken\n# Who\nviewers: [viewer]\n",
+            "      # pi-2 is broken",
+        ),
+    ],
+)
+def test_a_farm_more_stands_right_after_the_last_and_all_comments_stay_where_they_are(
+    home: Home, text: str, above: str
+) -> None:
+    home.site_file.write_text(HEAD + text)
+    add_farm(home, "farm-b", devices=["pi-1"])
+    farm_b = FARM_B if above.startswith(" ") else [line[2:] for line in FARM_B]
+    assert inserted(HEAD + text, home.site_file.read_text()) == (above, farm_b)
+
+
+def test_where_a_site_has_no_farms_yet_they_come_before_its_last_comment(home: Home) -> None:
+    text = HEAD + "viewers: [viewer]\n\n# The end.\n"
+    home.site_file.write_text(text)
+    add_farm(home, "farm-b", devices=["pi-1"])
+    assert inserted(text, home.site_file.read_text()) == ("viewers: [viewer]", ["farms:", *FARM_B])
+
+
+def test_a_text_of_several_lines_is_not_taken_apart(home: Home) -> None:
+    agents = "agents:\n  task:\n    name: mnist\n    note: |\n      one\n      two\n\n# The end.\n"
+    text = "role: site\nfederation: f\ncloud: {host: h}\n" + agents
+    after = added(text, ("farms",), [{"name": "farm-b", "devices": ["pi-1"]}])
+    assert inserted(text, after) == ("      two", ["farms:", *FARM_B])
+
+
+def test_the_first_farm_of_a_new_fleet_leaves_every_other_line_as_it_is(home: Home) -> None:
+    before = home.site_file.read_text()
+    add_farm(home, "farm-a", host="10.0.0.2", devices=["pi-1"])
+    above, new = inserted(before.replace("farms: []", "farms:"), home.site_file.read_text())
+    assert above == "farms:"
+    assert new[:4] == ["  - name: farm-a", "    host: 10.0.0.2", "    devices: [pi-1]", "    data:"]
+    before = home.site_file.read_text()
+    add_farm(home, "farm-b", devices=[])
+    assert inserted(before, home.site_file.read_text()) == (new[-1], ["  - name: farm-b"])
+
+
+@pytest.mark.parametrize(
+    ("farm", "after"),
+    [
+        ("devices: [pi-1]  # one\n\n  # The second.\n", "devices: [pi-1, pi-2]  # one\n\n  # The second.\n"),
+        ("devices: [\n      pi-1,  # one\n    ]\n", "devices: [\n      pi-1, pi-2,  # one\n    ]\n"),
+        ("devices:\n    - pi-1  # one\n    # the end\n", "devices:\n    - pi-1  # one\n    - pi-2\n    # the end\n"),
+        ("devices: []  # none yet\n", "devices: [pi-2]  # none yet\n"),
+        ("host: h\n\n  # The second.\n", "host: h\n    devices: [pi-2]\n\n  # The second.\n"),
+        (
+            "devices: [pi-1]\n    # on the roof\n    host: h\n",
+            "devices: [pi-1, pi-2]\n    # on the roof\n    host: h\n",
+        ),
+    ],
+)
+def test_a_device_more_stands_in_its_farm_and_all_comments_stay_where_they_are(
+    home: Home, farm: str, after: str
+) -> None:
+    text = HEAD + "farms:\n  - name: farm-a\n    {}  - name: farm-b\n\n# Who may look.\nviewers: [viewer]\n"
+    home.site_file.write_text(text.replace("{}", farm))
+    add_device(home, "pi-2", farm="farm-a")
+    assert home.site_file.read_text() == text.replace("{}", after)
+
+
+def test_a_devices_data_stand_with_those_of_the_others_and_not_below_the_next_comment(home: Home) -> None:
+    add_farm(home, "farm-a", devices=["pi-1"])
+    text = home.site_file.read_text()
+    entry = next(line for line in text.splitlines() if line.startswith("      pi-1: {station"))
+    mine = text.replace(f"{entry}\n", f"{entry}  # the north field\n    # For the app.\n    port: 8890\n")
+    home.site_file.write_text(mine)
+    add_device(home, "pi-2", farm="farm-a", keeps_key=True)
+    station = home.load().farms[0].data["pi-2"]["station"]
+    assert home.site_file.read_text() == mine.replace("[pi-1]", "[pi-1, pi-2]").replace(
+        f"{entry}  # the north field\n    # For the app.\n    port: 8890\n",
+        f'{entry}  # the north field\n      pi-2: {{station: "{station}"}}\n'
+        "    # For the app.\n    port: 8890\n    own_keys: [pi-2]\n",
+    )
+
+
+def test_what_is_written_on_one_line_stays_on_it(home: Home) -> None:
+    text = HEAD.replace("{host: h}", "{host: h, devices: [x]}") + "farms: [{name: farm-a, farms: []}]  # all\n"
+    home.site_file.write_text(text)
+    add_device(home, "pi-1", farm="farm-a")
+    add_farm(home, "farm-b", host="10.0.0.1", devices=["pi-1"])
+    add_device(home, "y", farm="cloud")
+    assert home.site_file.read_text() == text.replace("[x]", "[x, y]").replace(
+        "farms: []}]", "farms: [], devices: [pi-1]}, {name: farm-b, host: 10.0.0.1, devices: [pi-1]}]"
+    )
+
+
+def test_a_file_with_aliases_that_cannot_be_added_to_stays_and_it_is_said_what_to_write(home: Home) -> None:
+    text = HEAD + "farms:\n  - name: farm-a\n    devices: &own [pi-1]\n  - name: farm-b\n    devices: *own\n"
+    home.site_file.write_text(text)
+    with pytest.raises(ConfigError, match=r"an alias .* stands where something is to be added: .*, or add by hand"):
+        add_device(home, "pi-2", farm="farm-b")
+    assert home.site_file.read_text() == text
