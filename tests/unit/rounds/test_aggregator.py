@@ -1291,8 +1291,8 @@ def test_a_late_update_is_held_while_no_round_is_open_and_joins_the_next() -> No
 def test_who_has_opened_no_round_yet_calls_none_closed_for_its_predecessors_may_go_on() -> None:
     before, after = Cloud(A), Cloud(A)
     call = before.begin()
-    for said in (after.get(call, A, 1.0, 1, 1.0), after.hear(announced(call, A), A, 1.0)):
-        assert (receipts(said), notes(said)) == ([], ["held"])
+    for actions in (after.get(call, A, 1.0, 1, 1.0), after.hear(announced(call, A), A, 1.0)):
+        assert (receipts(actions), notes(actions)) == ([], ["held"])
     assert after.begin() == call
     assert receipts(after.get(call, A, 1.0, 1, 2.0)) == [(A, True, "")]
 
