@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,9 +26,6 @@ from hfl_mqtt.state.vault import Changes, Vault
 if TYPE_CHECKING:
     from hfl_mqtt.roles.sensors import Sensors
 
-#: How long a thread that computes keeps others from going on. With Python's 5 ms a message that is ready to be sent
-#: waits until the node is through with its next one, at every hop.
-SWITCH_S = 0.0002
 #: Takes a node's path and a note: the journal, or a list in a test.
 Record = Callable[[str, Note], None]
 _log = logging.getLogger(__name__)
@@ -202,13 +198,10 @@ class Process:
         """
         for path in list(self._runners)[:1]:
             self._note_wear(path)
-        usual_s = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_S)
         try:
             self._loop.run(self._is_done)
         finally:
             self.close()
-            sys.setswitchinterval(usual_s)
         if self._failures and (not self._is_stopping or not self._alive):
             raise next(iter(self._failures.values()))
         return dict(self._ends)
