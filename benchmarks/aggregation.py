@@ -22,7 +22,7 @@ from hfl_mqtt.learning.weights import layout_of
 
 TITLE = "Aggregation: one core, raw fp32 updates of normal noise; speeds in MB of fp32 per second"
 SIZES_MB = (10.0, 100.0)
-REPEATS = 9
+REPEATS = 13
 TENSORS = 8
 #: Samples behind the updates of a small farm.
 WEIGHTS = (160, 20, 45, 77, 33, 129)
