@@ -12,6 +12,7 @@ from hfl_mqtt.protocol.messages import (
     Kind,
     Late,
     Phase,
+    Plan,
     Receipt,
     RoundCall,
     UpdatePart,
@@ -237,21 +238,25 @@ def test_lasting_work_whose_own_state_is_lost_is_begun_anew() -> None:
 LATE = st.sampled_from(Late)
 
 
-def likely_call(data: st.DataObject, last: RoundCall) -> RoundCall:
-    """Return what a parent may say after `last`: the same again, its close, the next round, or something old."""
+def likely_call(data: st.DataObject, last: RoundCall, plans: dict[int, Plan]) -> RoundCall:
+    """Return what a parent may say after `last`: the same again, its close, the next round, or something old.
+
+    Whether a round trains or scores follows from its number, in `plans`: also for a parent that begins it anew.
+    """
     how = data.draw(st.sampled_from(["again", "again", "close", "next", "next", "attempt", "reborn", "old", "other"]))
     late = data.draw(LATE)
     if how == "close":
         return replace(last, phase=Phase.CLOSED)
     if how == "next":
         number = last.round[0] + 1
-        plan = data.draw(st.sampled_from([PLAN, PLAN, PLAN, SCORE]))
-        return replace(last, round=(number,), phase=Phase.OPEN, late=late, plan=plan, attempt=0)
+        if number not in plans:
+            plans[number] = data.draw(st.sampled_from([PLAN, PLAN, PLAN, SCORE]))
+        return replace(last, round=(number,), phase=Phase.OPEN, late=late, plan=plans[number], attempt=0)
     if how == "attempt":
         return replace(last, phase=Phase.OPEN, attempt=last.attempt + 1)
     if how == "reborn":
         number = max(last.round[0] - data.draw(st.integers(0, 1)), 1)
-        return replace(last, boot=last.boot + 1, round=(number,), phase=Phase.OPEN, attempt=0)
+        return replace(last, boot=last.boot + 1, round=(number,), phase=Phase.OPEN, plan=plans[number], attempt=0)
     if how == "old":
         return replace(last, boot=max(last.boot - 1, 0))
     if how == "other":
@@ -346,12 +351,13 @@ def test_however_often_it_is_killed_it_sends_the_same_bytes_and_trains_nothing_t
     witness = Witness(board)
     witness.see(board.take(board.pi.connected(0.0)))
     last = call(late=data.draw(LATE))
+    plans = {1: last.plan}
     for _ in range(data.draw(st.integers(10, 50))):
         witness.now += data.draw(st.sampled_from([0.0, 1.0, 10.0, 100.0]))
         now = witness.now
         what = data.draw(st.sampled_from(EVENTS))
         if what == "call":
-            heard = last = likely_call(data, last)
+            heard = last = likely_call(data, last, plans)
             if heard.phase is Phase.FINISHED or (board.pi.call is not None and heard.run != board.pi.call.run):
                 witness.sent.clear()
                 witness.trained.clear()
