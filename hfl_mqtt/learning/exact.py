@@ -188,7 +188,7 @@ class Singles(Block):
 
     @staticmethod
     def _largest(values: NDArray[Any]) -> float:
-        """Return the largest magnitude, NaN where there is one; in half of the time that floats take, by their bits.
+        """Return the largest magnitude, NaN where there is one, by the bits: a tenth faster than by the floats.
 
         Bits without the sign are in the order of magnitudes, with infinity and then NaN on top. The largest as signed
         integers is the largest positive float, if there is one; as unsigned, the largest negative.

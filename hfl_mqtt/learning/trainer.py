@@ -212,8 +212,10 @@ class Trainer:
             return
         if isinstance(frame, Lacking):
             self._held = None
-            self._hand_over(process, job)
-            return
+            if not self._is_cancelling:
+                self._hand_over(process, job)
+                return
+            frame = Failed(job_id=job.id, reason="cancelled", is_cancelled=True)  # sent again it would be begun
         if isinstance(frame, Trained | Evaluated) and not isinstance(job, InitialJob):
             self._held = job.model.run, job.model.version, job.model.digest
         self._forget_current()

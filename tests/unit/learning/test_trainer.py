@@ -130,6 +130,18 @@ def test_evaluation_is_of_a_client_or_of_the_central_sets(desk: Desk) -> None:
     assert central.tallies == {"unseen_rmse": Tally(total=16.0, count=1, is_root=True)}
 
 
+def test_a_job_that_is_cancelled_while_its_model_is_asked_for_again_is_not_begun(desk: Desk) -> None:
+    desk.train(desk.job("before"))
+    pid = desk.trainer.pid
+    # Of the version that the process has, and another model: it is sent a second time, unless nobody wants it any more.
+    other = replace(desk.endless("given-up"), model=sent({"0.weight": np.array([[2.0]], np.float32)}))
+    desk.trainer.train(other)
+    desk.trainer.cancel("given-up")
+    assert desk.result() == Failed(job_id="given-up", reason="cancelled", is_cancelled=True)
+    assert desk.train(desk.job("after")).job_id == "after"
+    assert desk.trainer.pid == pid
+
+
 def test_equal_seeds_give_equal_first_models(desk: Desk) -> None:
     options = desk.job("x").task_options
     for seed in (1, 1, 2):
