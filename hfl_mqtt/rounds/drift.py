@@ -17,7 +17,7 @@ from typing import Any
 
 from hfl_mqtt.errors import Refused
 from hfl_mqtt.protocol.messages import Buffer, ShortDigest
-from hfl_mqtt.rounds.arithmetic import LOSSLESS, Arithmetic
+from hfl_mqtt.rounds.arithmetic import KEPT, Arithmetic
 from hfl_mqtt.rounds.chain import Chain
 
 _ABOVE, _TOLD, _TOTAL, _UNSHOWN, _LEFT = "edge/above", "edge/told", "edge/total", "edge/unshown", "edge/left/"
@@ -25,10 +25,14 @@ _ABOVE, _TOLD, _TOTAL, _UNSHOWN, _LEFT = "edge/above", "edge/told", "edge/total"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """An update without a receipt: the name of its payload, and whether what was cut off before is in it."""
+    """An update without a receipt: the name of its payload, and whether what was cut off before is in it.
+
+    One that is overtaken by a later round may have its receipt yet, until the next update is made.
+    """
 
     payload: ShortDigest
     has_residual: bool
+    is_overtaken: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +153,9 @@ class Drift:
     def to_say(self) -> Any:
         """Return what the next update says: how far the model has moved, with what was cut off before.
 
-        What is still without a receipt carries that already.
+        What is still without a receipt carries that already, but for what was overtaken: that is given up here.
         """
+        self._keep_pending(pending for pending in self.marks.pending if not pending.is_overtaken)
         residual = self.residual
         if residual is None or any(pending.has_residual for pending in self.marks.pending):
             return self.total
@@ -181,8 +186,14 @@ class Drift:
 
     def give_up(self, payload: str | None = None) -> None:
         """Take it that this update, or any that has no receipt, will have none: what was cut off before stays."""
-        kept = () if payload is None else tuple(each for each in self.marks.pending if each.payload != payload)
-        self._mark(pending=kept)
+        self._keep_pending(each for each in self.marks.pending if payload is not None and each.payload != payload)
+
+    def overtake(self) -> None:
+        """Take it that a later round has begun for the parent; what it accepted before may not be known here yet."""
+        self._mark(pending=tuple(replace(pending, is_overtaken=True) for pending in self.marks.pending))
+
+    def _keep_pending(self, kept: Iterable[Pending]) -> None:
+        self._mark(pending=tuple(kept))
         self._drop_left()
 
     def _drop_left(self) -> None:
@@ -209,7 +220,7 @@ class Drift:
         found: dict[str, Buffer | None] = {key: None for key in kept if key not in wanted}
         for key, value in wanted.items():
             if kept.get(key) is not value:
-                found[key] = self._arithmetic.encode(value, LOSSLESS, 0)
+                found[key] = self._arithmetic.encode(value, KEPT, 0)
         return found
 
     def restore(self, marks: Marks, saved: Mapping[str, Buffer], layout: Any) -> None:

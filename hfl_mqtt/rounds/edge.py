@@ -332,7 +332,7 @@ class EdgeNode(Node):
         if shown is None:
             return [note("chain_broken", run=work.run, reason=OUT_OF_RANGE), *self.participant.fetch_anew(now)]
         self.drift.begin_run(work.run)
-        self.drift.give_up()
+        self.drift.overtake()
         self._work = EdgeWork.of(work, tier)
         return shown + self._next_round(self._work, now)
 

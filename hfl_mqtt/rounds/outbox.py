@@ -159,9 +159,14 @@ class Outbox:
         self.letters = [each for each in self.letters if each is not letter]
         self._tidy()
 
-    def forget_settled(self) -> None:
-        """Forget updates that are not due: new work begins, with what coding cut off so far."""
-        self.letters = [letter for letter in self.letters if letter.fate is Fate.DUE]
+    def forget_settled(self, *, may_have_counted: bool) -> None:
+        """Forget updates that are not due: new work begins, with what coding cut off so far.
+
+        Args:
+            may_have_counted: whether the work still heeds that one which was given up has counted; it has `put` last.
+        """
+        kept = {Fate.DUE, Fate.GIVEN_UP} if may_have_counted else {Fate.DUE}
+        self.letters = [letter for letter in self.letters if letter.fate in kept]
         self._tidy()
 
     def clear(self) -> None:

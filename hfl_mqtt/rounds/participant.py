@@ -746,7 +746,7 @@ class Participant:
             return self._say_decline(self._too_large(chain.keyframe.size))
         self.stage, self._upload = Stage.WORKING, None
         self.following.rest()
-        self._outbox.forget_settled()
+        self._outbox.forget_settled(may_have_counted=self._is_lasting)
         self._presence.change(self._state_name, now)
         codec = call.codec
         if codec == AUTO:
