@@ -1,10 +1,11 @@
 """LeNet whose training is no training: what is left of a round is the framework's own time.
 
-`train` adds noise rather than nothing, so that updates and models take as many bytes as real ones. It may take a while:
-a device's `seconds`.
+`train` adds noise rather than nothing, so that updates and models take as many bytes as real ones. It is drawn once:
+drawing takes longer than much of what is measured. It may take a while: a device's `seconds`.
 """
 
 import time
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ def score(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def train(model: torch.nn.Module, data: Any, plan: Any, stop: Any) -> TrainResult:  # noqa: ARG001
     if seconds := int(data[1][0]):  # even none of them would let another process go first
         time.sleep(seconds)
+    scale = 1e-3 * float(torch.rand(()) + 0.5)
     for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+        parameter.add_(_noise(parameter.shape), alpha=scale)
     return TrainResult(loss=float(torch.rand(())), samples=len(data[0]), steps=0)
+
+
+@cache
+def _noise(shape: torch.Size) -> torch.Tensor:
+    return torch.randn(shape)

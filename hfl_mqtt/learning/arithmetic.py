@@ -17,7 +17,7 @@ from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.shelf import Shelf, let_go
 from hfl_mqtt.learning.start import Start
 from hfl_mqtt.learning.strategies import FedAvg, Strategy, Sum
-from hfl_mqtt.learning.weights import Layout, check_layout, check_stays_in_range, delta_layout, layout_of, shown
+from hfl_mqtt.learning.weights import Layout, check_layout, delta_layout, layout_of, placed, shown
 from hfl_mqtt.protocol.limits import MAX_BLOB
 from hfl_mqtt.protocol.messages import Buffer, Keyframe
 from hfl_mqtt.rounds.arithmetic import LOSSLESS, Accumulator, Model
@@ -140,15 +140,7 @@ class TensorArithmetic:
         Raises:
             Refused: they do not fit, or a value leaves the range of its dtype.
         """
-        check_layout(layout_of(delta), delta_layout(layout_of(start)))
-        placed: Weights = {}
-        for name, values in start.items():
-            check_stays_in_range(name, values, delta[name])
-            if values.dtype.kind == "f":
-                placed[name] = np.asarray(values + delta[name])
-            else:
-                placed[name] = np.asarray(values.astype(np.int64) + delta[name]).astype(values.dtype)
-        return placed
+        return placed(start, delta)
 
     def moved(self, model: Model) -> Weights | None:
         """Return how far a chain leads from its start; see `Arithmetic.moved`."""

@@ -93,9 +93,14 @@ def train(
     if not math.isfinite(result.loss):
         raise TaskError(f"training loss is {result.loss}: lower the learning rate ({plan.learning_rate})")
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not _is_finite(tensor):
             raise TaskError(f"{name} is not finite after training: lower the learning rate ({plan.learning_rate})")
     return result
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # A sum is a number only if all of it are; one of large numbers may still be none.
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _sgd(

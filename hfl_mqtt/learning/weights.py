@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,14 @@ def layout_of(weights: Weights) -> dict[str, TensorSpec]:
             raise Refused(f"{shown(name)} is {array.dtype.name}; allowed are {', '.join(sorted(DTYPES))}")
         if array.ndim > MAX_DIMENSIONS:
             raise Refused(f"{shown(name)} has {array.ndim} dimensions, at most {MAX_DIMENSIONS}")
-        layout[name] = TensorSpec(dtype=array.dtype.newbyteorder("="), shape=array.shape)
+        layout[name] = _spec(array.dtype, array.shape)
     return layout
+
+
+@lru_cache(maxsize=1024)
+def _spec(dtype: np.dtype[Any], shape: tuple[int, ...]) -> TensorSpec:
+    """Return what stands for a tensor: one for all that are alike, since two that are one compare at once."""
+    return TensorSpec(dtype=dtype.newbyteorder("="), shape=shape)
 
 
 def delta_layout(layout: Layout) -> dict[str, TensorSpec]:
@@ -159,12 +166,13 @@ def difference(weights: Weights, base: Weights) -> Weights:
     """
     check_layout(layout_of(weights), layout_of(base))
     delta: Weights = {}
-    for name, start in base.items():
-        if start.dtype.kind == "f":
-            with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, start in base.items():
+            if start.dtype.kind == "f":
                 delta[name] = np.asarray(weights[name] - start)
-            check_finite(name, delta[name])
-        else:
+                if not np.isfinite(delta[name]).all():
+                    raise Refused(f"{shown(name)} holds NaN or infinity")
+                continue
             a, b = weights[name].astype(_INT64), start.astype(_INT64)
             result = np.asarray(a - b)
             if ((a ^ b) & (a ^ result) < 0).any():
@@ -173,23 +181,34 @@ def difference(weights: Weights, base: Weights) -> Weights:
     return delta
 
 
-def check_stays_in_range(name: str, start: NDArray[Any], delta: NDArray[Any]) -> None:
-    """Check that every `start + delta` is a number of `start`'s dtype.
+def placed(start: Weights, delta: Weights) -> Weights:
+    """Return `start` + `delta` in the dtypes of `start`.
 
     Raises:
-        Refused: one is not.
+        Refused: they do not fit, or a value leaves the range of its dtype.
     """
-    if start.dtype.kind == "f":
-        with np.errstate(over="ignore", invalid="ignore"):
-            fits = bool(np.isfinite(start + delta).all())
-    else:
-        a = start.astype(_INT64)
-        total = a + delta
-        low, high = (0, 1) if start.dtype.kind == "b" else (np.iinfo(start.dtype).min, np.iinfo(start.dtype).max)
-        wraps = (a ^ total) & (delta ^ total) < 0
-        fits = not bool((wraps | (total < low) | (total > high)).any())
-    if not fits:
-        raise Refused(f"{shown(name)} would leave the range of {start.dtype.name}")
+    check_layout(layout_of(delta), delta_layout(layout_of(start)))
+    found: Weights = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, values in start.items():
+            if values.dtype.kind == "f":
+                found[name] = np.asarray(values + delta[name])
+                fits = bool(np.isfinite(found[name]).all())
+            else:
+                a = values.astype(_INT64)
+                total = np.asarray(a + delta[name])
+                low, high = (0, 1) if values.dtype.kind == "b" else _range(values.dtype)
+                wraps = (a ^ total) & (delta[name] ^ total) < 0
+                fits = not bool((wraps | (total < low) | (total > high)).any())
+                found[name] = total.astype(values.dtype)
+            if not fits:
+                raise Refused(f"{shown(name)} would leave the range of {values.dtype.name}")
+    return found
+
+
+def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
+    limits = np.iinfo(dtype)
+    return int(limits.min), int(limits.max)
 
 
 def shown(name: str) -> str:

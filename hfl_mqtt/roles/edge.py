@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
-from contextlib import suppress
 
 from hfl_mqtt import __version__
 from hfl_mqtt.config.models import EdgeConfig, LeaseConfig
@@ -23,10 +21,6 @@ from hfl_mqtt.rounds.edge import EdgeNode
 from hfl_mqtt.rounds.lease import Leased
 from hfl_mqtt.rounds.signing import Signer
 
-#: From here on an allocation is its own map of the system's; glibc's name for that setting is -3.
-_LARGE = 128 * 1024
-_M_MMAP_THRESHOLD = -3
-
 
 def make(config: EdgeConfig, record: Record) -> Process:
     """Put the process of an edge together; `Process.hold` runs it.
@@ -35,7 +29,6 @@ def make(config: EdgeConfig, record: Record) -> Process:
         ConfigError: the password cannot be read, or the identity is of another node.
         HflError: the state directory cannot be written.
     """
-    _give_memory_back()
     account, path, lease = config.account(), config.state_path(), config.lease
     signer = identities.load(config.identity, config.federation, config.name)
     # Of a leased edge neither boots nor states are this process's to say before it leads.
@@ -94,13 +87,3 @@ def _single(
         signer=signer,
         bounds=Bounds(**config.limits.given()),
     )
-
-
-def _give_memory_back() -> None:
-    """Have glibc return what is large to the system when it is freed, instead of keeping it for the next of its size.
-
-    A hundred megabytes in parts of 256 KiB pass through an edge in every round; what is kept of them between those that
-    live longer came to as much again. Another C library knows no such thing, and needs none.
-    """
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)

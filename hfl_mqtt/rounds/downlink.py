@@ -21,7 +21,7 @@ from hfl_mqtt.protocol.messages import AUTO, Buffer, Keyframe, Tier, WantModel
 from hfl_mqtt.protocol.wire import unpack_keyframe
 from hfl_mqtt.rounds import ladder
 from hfl_mqtt.rounds.actions import Action, Note, Persist, note
-from hfl_mqtt.rounds.arithmetic import LOSSLESS, Arithmetic
+from hfl_mqtt.rounds.arithmetic import KEPT, Arithmetic
 from hfl_mqtt.rounds.chain import Chain
 from hfl_mqtt.rounds.offer import Offer
 from hfl_mqtt.rounds.signing import Signer
@@ -128,7 +128,7 @@ class Downlink:
         """Return what is to be made durable since the last time."""
         if self.lag is not self._saved_lag:
             self._saved_lag = self.lag
-            coded = self._arithmetic.encode(self.lag, LOSSLESS, 0) if self.lag is not None else None
+            coded = self._arithmetic.encode(self.lag, KEPT, 0) if self.lag is not None else None
             self._changes["chain/lag"] = coded
         if not self._changes:
             return []

@@ -11,11 +11,11 @@ from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.weights import (
     check_finite,
     check_layout,
-    check_stays_in_range,
     delta_layout,
     difference,
     digest,
     layout_of,
+    placed,
     size_bytes,
 )
 
@@ -113,7 +113,7 @@ def test_a_difference_of_diverged_weights_is_refused() -> None:
 )
 def test_a_sum_outside_its_dtype_is_refused(base: NDArray[Any], delta: NDArray[Any]) -> None:
     with pytest.raises(Refused, match="'x' would leave the range of"):
-        check_stays_in_range("x", base, delta)
+        placed(model(x=base), model(x=delta))
 
 
 @pytest.mark.parametrize(
