@@ -1,7 +1,8 @@
 """The framework's own time in a round: two levels over real bridged brokers, and training that returns at once.
 
-With 2 x 2 clients a dozen processes share this machine's cores, and wait for each other; a chain of one edge and one
-client is what the hops themselves take.
+Training is made a no-op: of 65 parameters, and of LeNet. With LeNet it also adds noise, so that updates and models take as
+many bytes as real ones, which a no-op's zeros do not. With 2 x 2 clients a dozen processes share this machine's cores,
+and wait for each other; a chain of one edge and one client is what the hops themselves take.
 
 Times are those of the journals' notes, and a node notes what it has sent after sending it: on a busy machine a single
 stage may come out below zero, at the cost of its neighbour. Medians and the whole round do not suffer from it.
@@ -16,17 +17,20 @@ from typing import Any
 
 from benchmarks.federations import Bench, at_ms, plan, running
 from benchmarks.figures import Figure, spread_of
+from hfl_mqtt.ops.federation import RunPlan
 
 TITLE = "A global round, without training and with: 2 edges x 2 clients, 1 edge round, bridged brokers"
 ROUNDS = 25
 TRAINED_ROUNDS = 8
 #: The first rounds wait for training processes to start.
 WARM_UP = 3
-#: Task and codec of both hops, both ways, and what people read.
+#: Task, codec of both hops and both ways, and how much noise training adds; and what people read.
 MODELS = {
-    ("idle_line", "raw | zstd"): "65 parameters",
-    ("idle_digits", "dz(0.15)"): "LeNet, 44,426 parameters, dz(0.15)",
-    ("idle_digits", "raw | zstd"): "LeNet, 44,426 parameters, raw",
+    ("idle_line", "raw | zstd", 1e-3): "65 parameters",
+    ("idle_digits", "dz(0.15)", 0.0): "LeNet, 44,426 parameters, dz(0.15), no-op",
+    ("idle_digits", "raw | zstd", 0.0): "LeNet, 44,426 parameters, raw, no-op",
+    ("idle_digits", "dz(0.15)", 1e-3): "LeNet, 44,426 parameters, dz(0.15), updates of full size",
+    ("idle_digits", "raw | zstd", 1e-3): "LeNet, 44,426 parameters, raw, updates of full size",
 }
 #: The stages of a round, on the path of the edge that came last; together they are the whole round.
 STAGES = ("down to the edge", "clients and edge", "up to the cloud", "cloud: aggregate, save, open")
@@ -35,28 +39,24 @@ STAGES = ("down to the edge", "clients and edge", "up to the cloud", "cloud: agg
 def measure(rounds: int = ROUNDS) -> list[Figure]:
     """Run each model, and then one with training; a round lasts from one opening of the cloud's to the next."""
     figures = []
-    for (task, codec), said in MODELS.items():
-        what = plan(task, farms=2, devices=2)
-        tiers = [{**tier, "codec": codec, "downlink": codec} for tier in what.tiers]
-        with running(what, is_watched=False) as bench:
-            bench.run(rounds, tiers=tiers)
-            stages = _stages(bench)[WARM_UP:]
+    for (task, codec, noise), said in MODELS.items():
+        stages = _run(plan(task, farms=2, devices=2, data={"noise": noise}), codec, rounds)
+        chain = [sum(parts) for parts in _run(plan(task, farms=1, devices=1, data={"noise": noise}), codec, rounds)]
         whole = [sum(parts) for parts in stages]
         figures.append(spread_of(f"{said}: round", "ms", whole, f"{len(whole)} rounds"))
-        figures.append(_chain(task, codec, rounds))
+        four = "four processes, one behind the other"
+        figures.append(spread_of("  the same of one edge and one client", "ms", chain, four))
         for name, times in zip(STAGES, zip(*stages, strict=True), strict=True):
             share = f"{100 * median(times) / median(whole):.0f} %"
             figures.append(spread_of(f"  {name}", "ms", times, share))
     return figures + _training(TRAINED_ROUNDS)
 
 
-def _chain(task: str, codec: str, rounds: int) -> Figure:
-    """Return the round of one edge with one client: cloud, edge, client, trainer."""
-    what = plan(task, farms=1, devices=1)
+def _run(what: RunPlan, codec: str, rounds: int) -> list[tuple[float, ...]]:
+    """Return the stages of each round but the first few, coded so on both hops and both ways."""
     with running(what, is_watched=False) as bench:
         bench.run(rounds, tiers=[{**tier, "codec": codec, "downlink": codec} for tier in what.tiers])
-        whole = [sum(parts) for parts in _stages(bench)[WARM_UP:]]
-    return spread_of("  the same of one edge and one client", "ms", whole, "four processes, one behind the other")
+        return _stages(bench)[WARM_UP:]
 
 
 def _training(rounds: int) -> list[Figure]:

@@ -1,7 +1,8 @@
 """LeNet whose training is no training: what is left of a round is the framework's own time.
 
 `train` adds noise rather than nothing, so that updates and models take as many bytes as real ones. It is drawn once:
-drawing takes longer than much of what is measured. It may take a while: a device's `seconds`.
+drawing takes longer than much of what is measured. Of a device with `noise: 0` it does nothing at all. It may take a
+while: a device's `seconds`.
 """
 
 import time
@@ -21,8 +22,8 @@ def model() -> torch.nn.Module:
 
 
 def data(options: dict[str, Any]) -> tuple[Any, None]:
-    # What each image shows is how many seconds it takes to train.
-    return (torch.zeros(32, 1, 28, 28, dtype=torch.uint8), torch.full((32,), options.get("seconds", 0))), None
+    # No images, for nobody looks at them: the noise that training adds, and how many seconds that takes.
+    return (torch.full((32,), options.get("noise", 1e-3)), torch.full((32,), options.get("seconds", 0))), None
 
 
 def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -37,9 +38,9 @@ def score(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def train(model: torch.nn.Module, data: Any, plan: Any, stop: Any) -> TrainResult:  # noqa: ARG001
     if seconds := int(data[1][0]):  # even none of them would let another process go first
         time.sleep(seconds)
-    scale = 1e-3 * float(torch.rand(()) + 0.5)
-    for parameter in model.parameters():
-        parameter.add_(_noise(parameter.shape), alpha=scale)
+    if scale := float(data[0][0] * (torch.rand(()) + 0.5)):
+        for parameter in model.parameters():
+            parameter.add_(_noise(parameter.shape), alpha=scale)
     return TrainResult(loss=float(torch.rand(())), samples=len(data[0]), steps=0)
 
 
