@@ -1,8 +1,8 @@
 """The framework's own time in a round: two levels over real bridged brokers, and training that returns at once.
 
-Training is made a no-op: of 65 parameters, and of LeNet. With LeNet it also adds noise, so that updates and models take as
-many bytes as real ones, which a no-op's zeros do not. With 2 x 2 clients a dozen processes share this machine's cores,
-and wait for each other; a chain of one edge and one client is what the hops themselves take.
+Training is made a no-op: of 65 parameters, and of LeNet. With LeNet it also adds noise, so that updates and models take
+as many bytes as real ones, which a no-op's zeros do not. With 2 x 2 clients a dozen processes share this machine's
+cores, and wait for each other; a chain of one edge and one client is what the hops themselves take.
 
 Times are those of the journals' notes, and a node notes what it has sent after sending it: on a busy machine a single
 stage may come out below zero, at the cost of its neighbour. Medians and the whole round do not suffer from it.
