@@ -101,8 +101,7 @@ class Conduct:
 
     def __init__(self, bounds: Bounds | None = None, saved: Mapping[str, Buffer] | None = None) -> None:
         self.bounds = bounds or Bounds()
-        #: Bytes of the largest update that makes sense now.
-        self.largest = PART_SIZE
+        self._largest = PART_SIZE
         self._children: dict[str, _Child] = {}
         self._calls = 0
         self._run = ""
@@ -120,6 +119,17 @@ class Conduct:
             child.times, child.until_s = held.times, now + held.for_s
 
     # -------------------------------------------------------------- pace
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest update that makes sense now. Who is here when that grows may send as much more."""
+        return self._largest
+
+    @largest.setter
+    def largest(self, size_bytes: int) -> None:
+        before, self._largest = self._most_bytes, size_bytes
+        for child in self._children.values():
+            child.bytes = min(child.bytes + max(self._most_bytes - before, 0.0), self._most_bytes)
 
     def called(self, run: str) -> None:
         """Take it that the children were called: each may answer. The end of a run tells nothing of another."""
@@ -183,7 +193,7 @@ class Conduct:
 
     @property
     def _most_bytes(self) -> float:
-        return LEAST_WASTE + self.bounds.max_wasted_updates * self.largest
+        return LEAST_WASTE + self.bounds.max_wasted_updates * self._largest
 
     def _child(self, name: str, now: float) -> _Child:
         child, most = self._children.get(name), self._most_bytes
@@ -194,7 +204,7 @@ class Conduct:
         child.at_s, child.calls = now, self._calls
         per_minute = self.bounds.messages_per_minute
         child.messages = min(child.messages + per_minute * passed_s / 60 + PER_CALL * calls, per_minute)
-        asked_bytes = 2 * min(self.largest, UNASKED) * calls
+        asked_bytes = 2 * min(self._largest, UNASKED) * calls
         child.bytes = min(child.bytes + most * passed_s / 60 + asked_bytes, most)
         child.strikes = max(child.strikes - passed_s / FORGIVE_S, 0)
         if child.messages >= per_minute:

@@ -86,6 +86,30 @@ def test_a_hundred_megabytes_in_parts_that_all_come_twice_are_no_flood() -> None
         conduct.counted(PI, 1.0, 1)
 
 
+def test_who_was_there_before_the_model_was_known_may_send_all_of_it_at_once() -> None:
+    conduct = Conduct()
+    assert conduct.charge(A, 100, 0.0) is None, "it joins"
+    conduct.largest = 100_000_000
+    conduct.called("r")
+    parts = 100_000_000 // PART_SIZE + 1
+    assert not any(conduct.charge(A, PART_SIZE + 150, 3.0 + part / 1000) for part in range(parts)), "in half a second"
+
+
+def test_a_larger_model_gives_back_nothing_of_what_came_to_nothing_before() -> None:
+    conduct = Conduct()
+    conduct.largest = 1_000_000
+    while conduct.charge(A, PART_SIZE, 0.0) is None:
+        pass
+    conduct.largest = 2_000_000
+    came = 0
+    while conduct.charge(A, PART_SIZE, 0.0) is None:
+        came += PART_SIZE
+    assert came <= 4 * 1_000_000, "four of what it is larger by"
+    conduct.largest = 1_000_000
+    assert conduct.charge(B, 1, 0.0) is None
+    assert conduct.charge(A, PART_SIZE, 0.0) is not None
+
+
 def test_a_day_of_a_link_that_comes_and_goes_is_no_flood() -> None:
     conduct = Conduct()
     for minute in range(24 * 60):  # twenty messages that were under way, and a greeting, each time
