@@ -7,16 +7,13 @@ deleted soon, most of a round's deltas, is rarely written to the card at all: th
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -31,9 +28,6 @@ from hfl_mqtt.protocol.messages import Buffer
 
 #: Smaller things stay in memory, in bytes.
 LEAST = 2**20
-#: From here on an allocation is its own map of the system's; glibc's name for that setting is -3.
-_MAPPED = 128 * 1024
-_M_MMAP_THRESHOLD = -3
 
 
 class Shelf:
@@ -79,7 +73,6 @@ class Shelf:
         return held
 
     def _open(self) -> Lying:
-        _give_memory_back()
         try:
             with tempfile.TemporaryFile(dir=self._directory) as file:
                 return Lying(os.dup(file.fileno()), self._directory)
@@ -175,15 +168,3 @@ class _Tensors(Mapping[str, NDArray[Any]]):
 def _no_room(where: Path, error: OSError) -> HflError:
     advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see `state_dir:`"
     return HflError(f"{where}: a large model needs room for temporary files there: {error.strerror}; {advice}")
-
-
-@cache
-def _give_memory_back() -> None:
-    """Have glibc return what is large to the system when it is freed, instead of keeping it for the next of its size.
-
-    A hundred megabytes in parts of 256 KiB pass through an edge in every round; what is kept of them between those that
-    live longer came to as much again. Not before there is something large, for each such allocation costs the faults
-    of its pages: a third of the time of an edge whose whole model is 200 KB. Another C library knows no such thing.
-    """
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
+from contextlib import suppress
 
 from hfl_mqtt import __version__
 from hfl_mqtt.config.models import EdgeConfig, LeaseConfig
 from hfl_mqtt.learning.arithmetic import TensorArithmetic
 from hfl_mqtt.learning.shelf import Shelf
-from hfl_mqtt.protocol.limits import RECEIVE_MAXIMUM
+from hfl_mqtt.protocol.limits import PART_SIZE, RECEIVE_MAXIMUM
 from hfl_mqtt.protocol.messages import Buffer, Info
 from hfl_mqtt.protocol.topics import parent
 from hfl_mqtt.roles import identities
@@ -21,6 +23,10 @@ from hfl_mqtt.rounds.edge import EdgeNode
 from hfl_mqtt.rounds.lease import Leased
 from hfl_mqtt.rounds.signing import Signer
 
+#: From here on an allocation is its own map of the system's, as one that holds a part is; glibc calls that setting -3.
+_LARGE = PART_SIZE
+_M_MMAP_THRESHOLD = -3
+
 
 def make(config: EdgeConfig, record: Record) -> Process:
     """Put the process of an edge together; `Process.hold` runs it.
@@ -29,6 +35,7 @@ def make(config: EdgeConfig, record: Record) -> Process:
         ConfigError: the password cannot be read, or the identity is of another node.
         HflError: the state directory cannot be written.
     """
+    _give_memory_back()
     account, path, lease = config.account(), config.state_path(), config.lease
     signer = identities.load(config.identity, config.federation, config.name)
     # Of a leased edge neither boots nor states are this process's to say before it leads.
@@ -87,3 +94,14 @@ def _single(
         signer=signer,
         bounds=Bounds(**config.limits.given()),
     )
+
+
+def _give_memory_back() -> None:
+    """Have glibc return what is large to the system when it is freed, instead of keeping it for the next of its size.
+
+    A hundred megabytes in parts of 256 KiB pass through an edge in every round; what is kept of them between those that
+    live longer came to as much again. What is smaller is kept, for its pages cost a fault each: of a model of 180 KB a
+    fifth of the edge's time. Another C library knows no such thing, and needs none.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
