@@ -184,9 +184,9 @@ class Drift:
         self._mark(residual=payload, pending=tuple(each for each in self.marks.pending if each is not found))
         self._drop_left()
 
-    def give_up(self, payload: str | None = None) -> None:
-        """Take it that this update, or any that has no receipt, will have none: what was cut off before stays."""
-        self._keep_pending(each for each in self.marks.pending if payload is not None and each.payload != payload)
+    def give_up(self, payload: str) -> None:
+        """Take it that this update, which has no receipt, will have none: what was cut off before stays."""
+        self._keep_pending(each for each in self.marks.pending if each.payload != payload)
 
     def overtake(self) -> None:
         """Take it that a later round has begun for the parent; what it accepted before may not be known here yet."""
