@@ -1,6 +1,7 @@
-"""What all tests share: generated cases are the same on every machine and in every run.
+"""What all tests share: generated cases are drawn from the tests themselves, not anew in every run.
 
-`--hypothesis-profile=search` looks for new ones.
+Hypothesis also takes constants from whatever modules of ours are loaded, so that other cases may come where other tests
+run beside: a case that has once failed is written down as an example. `--hypothesis-profile=search` looks for new ones.
 """
 
 from hypothesis import settings

@@ -18,7 +18,7 @@ DELTAS_PER_KEY = 2.0
 MAX_DELTAS = 512
 #: How deltas are coded so that nothing is lost.
 LOSSLESS = "raw | zstd"
-#: How what only this machine's disk sees is coded: noise gives 8 % to zstd, for 20 times the time of writing it down.
+#: How what only this machine's disk sees is coded: zstd takes 8 % off noise, in six times the time.
 KEPT = "raw"
 
 
