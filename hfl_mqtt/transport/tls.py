@@ -6,6 +6,7 @@ nothing. Links that show the same papers share a context, so a thousand of them 
 
 from __future__ import annotations
 
+import errno
 import ssl
 import stat
 import threading
@@ -150,8 +151,8 @@ class _Socket(ssl.SSLSocket):
             super().do_handshake(block)
         except BaseException as error:
             self.close()
-            if isinstance(error, ConnectionError):  # the same as an end of the stream, which OpenSSL tells as its own
-                raise ssl.SSLEOFError(ssl.SSLErrorNumber.SSL_ERROR_EOF, "hung up in the handshake") from error
+            if isinstance(error, ConnectionError) or getattr(error, "errno", None) == errno.ENOTCONN:
+                raise _hung_up() from error
             raise
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
@@ -161,6 +162,11 @@ class _Socket(ssl.SSLSocket):
             raise
         except ssl.SSLError as error:
             self.fault = error
+            raise
+        except ConnectionError as error:
+            if self.version() is None:  # ssl looks for data before it wraps us, and would leave us open
+                self.close()
+                raise _hung_up() from error
             raise
 
     def send(self, data: Any, flags: int = 0) -> int:
@@ -173,6 +179,11 @@ class _Socket(ssl.SSLSocket):
             with suppress(OSError):
                 self.recv(1)
             raise
+
+
+def _hung_up() -> ssl.SSLEOFError:
+    """Return what a reset before or in the handshake is: an end of the stream, which OpenSSL tells as its own."""
+    return ssl.SSLEOFError(ssl.SSLErrorNumber.SSL_ERROR_EOF, "hung up in the handshake")
 
 
 class Shaker:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 import ssl
+import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hfl_mqtt.errors import ConfigError
-from hfl_mqtt.transport.tls import context_of
+from hfl_mqtt.transport.tls import Shaker, context_of
 from tests.broker.certificates import Authority
 
 
@@ -51,3 +54,35 @@ def test_papers_that_are_gone_say_so(tmp_path: Path) -> None:
     pair.key.unlink()
     with pytest.raises(ConfigError, match=r"no such file: .*cloud\.a\.key"):
         context_of(papers)
+
+
+def reset() -> socket.socket:
+    """Return a connection that the other side has reset, as the kernel shows it before anything was read."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname(), timeout=5.0)
+        theirs, _ = server.accept()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+    poll = select.poll()
+    poll.register(ours, select.POLLIN)
+    assert poll.poll(5_000)
+    return ours
+
+
+def test_a_connection_that_is_reset_before_it_is_wrapped_is_closed_and_says_so(tmp_path: Path) -> None:
+    ours = reset()
+    descriptor = ours.fileno()
+    with pytest.raises(ssl.SSLEOFError, match="hung up in the handshake"):  # the traceback holds the socket
+        Shaker(Authority(tmp_path).papers()).wrap_socket(ours, server_hostname="localhost")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_a_connection_whose_reset_was_read_already_is_closed_in_the_handshake(tmp_path: Path) -> None:
+    ours = reset()
+    with pytest.raises(ConnectionResetError):
+        ours.recv(1)
+    wrapped = Shaker(Authority(tmp_path).papers()).wrap_socket(ours, server_hostname="localhost")
+    with pytest.raises(ssl.SSLEOFError, match="hung up in the handshake"):
+        wrapped.do_handshake()
+    assert wrapped.fileno() == -1
