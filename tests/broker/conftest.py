@@ -20,7 +20,7 @@ from hfl_mqtt.transport.mqtt import MqttLink
 FEDERATION = "fed1"
 NODES = ("cloud", "cloud/a", "cloud/b")
 PASSWORD = "secret"
-WAIT_S = 15.0
+WAIT_S = 60.0
 Event = TypeVar("Event", bound=LinkEvent)
 
 

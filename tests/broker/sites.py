@@ -22,7 +22,7 @@ from hfl_mqtt.ops.brokers import Layout, password_hash, read_passwords, render_t
 from hfl_mqtt.ops.mosquitto import Mosquitto, free_ports
 from hfl_mqtt.ops.relay import Relay
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 #: An account that the tests add on every broker: it hears everything, so what it does not hear was not carried.
 WITNESS = "witness"
 

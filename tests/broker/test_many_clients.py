@@ -20,7 +20,7 @@ from hfl_mqtt.transport.link import Account, Arrived, LinkEvent
 from hfl_mqtt.transport.mqtt import MqttLink
 
 pytestmark = pytest.mark.broker
-WAIT_S = 30.0
+WAIT_S = 60.0
 MANY = 60
 
 

@@ -18,7 +18,7 @@ from hfl_mqtt.transport.mqtt import MqttLink
 from hfl_mqtt.transport.network import MAX_ASIDE
 
 pytestmark = pytest.mark.broker
-WAIT_S = 30.0
+WAIT_S = 60.0
 MANY = 200
 
 

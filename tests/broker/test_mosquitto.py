@@ -18,7 +18,7 @@ from hfl_mqtt.ops.mosquitto import Mosquitto, find_program, free_port, free_port
 
 pytestmark = pytest.mark.broker
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 
 
 def conf(directory: Path, port: int, *more: str) -> Path:

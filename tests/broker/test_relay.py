@@ -13,7 +13,7 @@ from hfl_mqtt.errors import BrokerError
 from hfl_mqtt.ops.mosquitto import free_port
 from hfl_mqtt.ops.relay import Relay
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 
 
 class Echo:

@@ -24,7 +24,7 @@ from hfl_mqtt.transport.mqtt import MqttLink
 from tests.broker.certificates import FUTURE, HOSTS, PAST, Authority, Pair
 
 pytestmark = pytest.mark.broker
-WAIT_S = 30.0
+WAIT_S = 60.0
 Connect = Callable[..., tuple[MqttLink, Any]]
 #: A packet as large as brokers here take, and as many links as share the loop with it.
 LARGE, MANY = 950_000, 40

@@ -13,7 +13,7 @@ from hfl_mqtt.rounds.actions import Action, Event, Note, RunOver, WorkFailed, no
 from hfl_mqtt.rounds.node import Node
 from hfl_mqtt.transport.link import Account
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Clock(Node):
