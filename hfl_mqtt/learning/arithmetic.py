@@ -87,9 +87,19 @@ class TensorArithmetic:
     def encode(self, delta: Weights, codec: str, seed: int) -> bytes:
         """Return a delta's bytes; see `Arithmetic.encode`."""
         chain = _parse(codec)
-        # What is lossless draws no lots; numpy's dice alone take 2.3 MB, which an edge of raw updates does without.
-        rng = cast("np.random.Generator", None) if chain.is_lossless else np.random.default_rng(seed)
-        return payload.encode(delta, chain, rng)
+        return payload.encode(delta, chain, _dice(chain, seed))
+
+    def carry(self, delta: Weights, codec: str, seed: int) -> tuple[bytes, Weights, Weights | None]:
+        """Return a delta's bytes, what they say, and what they leave out; see `Arithmetic.carry`."""
+        chain = _parse(codec)
+        if chain.is_lossless:
+            return self.encode(delta, codec, seed), delta, None
+        if self._shelf is not None and self._shelf.holds(delta):  # tensor by tensor, and never the whole of it
+            data = self.encode(delta, codec, seed)
+            said = self.decode(data, layout_of(delta))
+        else:
+            data, said = payload.carry(delta, chain, _dice(chain, seed))
+        return data, said, self.subtract(delta, said)
 
     def decode(self, data: Buffer, layout: Layout) -> Weights:
         """Read a delta of a model with this layout. The arrays may be read-only views of the bytes."""
@@ -225,6 +235,11 @@ def _square(values: NDArray[Any]) -> float:
     flat = values.reshape(-1)
     flat = flat.astype(np.float32) if flat.dtype.itemsize < 4 else flat
     return float(np.dot(flat, flat))
+
+
+def _dice(chain: codecs.Chain, seed: int) -> np.random.Generator:
+    """Return what draws lots. What is lossless draws none, and numpy's dice take 2.3 MB: an edge may do without."""
+    return cast("np.random.Generator", None) if chain.is_lossless else np.random.default_rng(seed)
 
 
 @lru_cache(maxsize=64)

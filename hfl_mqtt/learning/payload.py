@@ -61,6 +61,18 @@ def encode(weights: Weights, chain: Chain, rng: np.random.Generator) -> bytes:
     return _write(bytes([_COMPACT]) + _text(chain) + made.fingerprint, weights, made, rng)
 
 
+def carry(weights: Weights, chain: Chain, rng: np.random.Generator) -> tuple[bytes, Weights]:
+    """Return what `encode` does, and what `decode` makes of it, to the bit and for less. Arrays may be those given.
+
+    Raises:
+        Refused: as `encode`; or what is decoded would hold infinity.
+    """
+    made = plan(layout_of(weights), chain)
+    said: Weights = {}
+    payload = _write(bytes([_COMPACT]) + _text(chain) + made.fingerprint, weights, made, rng, said)
+    return payload, {name: said[name] for name in weights}
+
+
 def encode_full(weights: Weights, chain: Chain, rng: np.random.Generator) -> bytes:
     """Return `weights` in full form.
 
@@ -150,7 +162,8 @@ def _text(chain: Chain) -> bytes:
     return bytes([len(text)]) + text
 
 
-def _write(head: bytes, weights: Weights, made: Plan, rng: np.random.Generator) -> bytes:
+def _write(head: bytes, weights: Weights, made: Plan, rng: np.random.Generator, said: Weights | None = None) -> bytes:
+    """Return a payload; `said` is filled with what decoding gives."""
     arrays = made.chain.arrays
     lengths: list[bytes] = []
     sides: list[bytes] = []
@@ -158,11 +171,18 @@ def _write(head: bytes, weights: Weights, made: Plan, rng: np.random.Generator) 
     def rests() -> Iterator[Bytes]:
         """Encode while the body is packed, so that no two rests lie in memory without need."""
         for group in made.groups:
-            values = _gather(group, weights)
+            values = found = _gather(group, weights)
             if group.is_coded:
-                own, values = made.chain.encode(values, rng)
+                if said is None:
+                    own, values = made.chain.encode(values, rng)
+                else:
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        own, values, found = made.chain.carry(values, rng, group.flats)
+                    _check_finite([group], found)
                 lengths.extend(varint(len(side)) for codec, side in zip(arrays, own, strict=True) if codec.side_varies)
                 sides.extend(own)
+            if said is not None:
+                said.update(_taken_apart(group, found, made.layout))
             yield little_endian(values)
 
     body: list[Bytes] = list(_packed(rests(), made.body_bytes, made.chain))
@@ -221,11 +241,17 @@ def _read(cursor: Cursor, made: Plan) -> Iterator[tuple[str, NDArray[Any]]]:
     for batch in made.batches:
         arrays = _read_batch(batch, sides, reader.take(batch.body_bytes), made.chain)
         for group, values in zip(batch.groups, arrays, strict=True):
-            start = 0
-            for name, end in zip(group.names, group.ends, strict=True):
-                yield name, values[start:end].reshape(made.layout[name].shape)
-                start = end
+            yield from _taken_apart(group, values, made.layout).items()
     reader.finish()
+
+
+def _taken_apart(group: Group, values: NDArray[Any], layout: Layout) -> Weights:
+    """Return the tensors of a group, views of its values."""
+    starts = (0, *group.ends)
+    return {
+        name: values[start:end].reshape(layout[name].shape)
+        for name, start, end in zip(group.names, starts, group.ends, strict=False)
+    }
 
 
 def _side_lengths(cursor: Cursor, group: Group, chain: Chain) -> Sequence[int]:

@@ -72,6 +72,10 @@ class Shelf:
                 return cast(Weights, found)  # nobody writes to a delta
         return held
 
+    def holds(self, weights: Weights) -> bool:
+        """Whether these are on a shelf, and not in memory."""
+        return isinstance(weights, _Tensors)
+
     def _open(self) -> Lying:
         try:
             with tempfile.TemporaryFile(dir=self._directory) as file:

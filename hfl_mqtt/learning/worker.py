@@ -168,19 +168,14 @@ class Bench:
         Returns:
             The update's payload, and the bytes that were written to the disk.
         """
-        from hfl_mqtt.learning.weights import layout_of
-
         arithmetic, run, above = self._arithmetic, job.model.run, parent(job.client) or ""
         path = Path(job.residual) if job.residual is not None else None
         before = residuals.load(path, run, above) if path is not None else None
         if before is not None and before.keys() == delta.keys():
             delta = arithmetic.add(delta, before)
-        payload = arithmetic.encode(delta, job.codec, job.seed)
+        payload, _, left = arithmetic.carry(delta, job.codec, job.seed)
         written = 0
         if path is not None:
-            left = None
-            if not arithmetic.is_lossless(job.codec):
-                left = arithmetic.subtract(delta, arithmetic.decode(payload, layout_of(delta)))
             written = residuals.wait(path, left, run, above, blobs.digest(payload)[:16])
         return payload, written
 

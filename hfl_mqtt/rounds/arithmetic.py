@@ -102,6 +102,12 @@ class Arithmetic(Protocol):
             Refused: it is no delta of this model.
         """
 
+    def carry(self, delta: Any, codec: str, seed: int) -> tuple[bytes, Any, Any]:
+        """Return a delta's bytes as `encode` does, what `decode` makes of them, and what coding cuts off.
+
+        The last is the first less the second, to be carried along (error feedback); None where nothing is cut off.
+        """
+
     def is_lossless(self, codec: str) -> bool:
         """Whether decoding gives every bit again."""
 

@@ -104,9 +104,7 @@ class Downlink:
         if codec == AUTO:
             self.choice = ladder.choose(offer.chain.keyframe.size, None, tier.budget)
             codec = self.choice.codec
-        delta = self._arithmetic.encode(self.lag, codec, seed)
-        moved = self.lag if self._arithmetic.is_lossless(codec) else self._arithmetic.decode(delta, self.layout)
-        self.lag = None if moved is self.lag else self._arithmetic.subtract(self.lag, moved)
+        delta, moved, self.lag = self._arithmetic.carry(self.lag, codec, seed)
         cut = Cut.kept([delta], self._keep)
         del delta  # it may be as large as the model, and a keyframe of the same size may be made now
         said = [*offer.push(cut), self._said(), *self._shorten()]

@@ -503,13 +503,8 @@ class EdgeNode(Node):
 
     def _encode(self, doing: EdgeWork) -> bytes:
         """Code how far the model has moved, with what coding cut off before; keep what it cuts off now for later."""
-        drift, arithmetic = self.drift, self._arithmetic
-        delta = drift.to_say()
-        payload = arithmetic.encode(delta, doing.codec, doing.seed)
-        left = None
-        if not arithmetic.is_lossless(doing.codec):
-            left = arithmetic.subtract(delta, arithmetic.decode(payload, self.aggregator.downlink.layout))
-        drift.said(digest(payload)[:16], left)
+        payload, _, left = self._arithmetic.carry(self.drift.to_say(), doing.codec, doing.seed)
+        self.drift.said(digest(payload)[:16], left)
         return payload
 
     # -------------------------------------------------------------- on disk

@@ -39,7 +39,6 @@ class Quadratic:
         self.initial: Weights = {"w": np.zeros(size, np.float32), "steps": np.zeros((), np.int64)}
         self.start = of_weights(self.initial)
         self._seed, self._share = seed, np.float32(share)
-        self._layout = self.arithmetic.layout(self.start)
         self._models: dict[str, Weights] = {}
         self._goals: dict[str, NDArray[np.float32]] = {}
         #: What coding cut off so far, and from the update that has not counted yet; by device, with its payload's name.
@@ -75,12 +74,10 @@ class Quadratic:
             return Contribution(payload=b"", weight=0, tallies=tallies)
         moved = {"w": model["w"] + self._share * distance, "steps": model["steps"] + 1}
         delta, arithmetic = difference(moved, model), self.arithmetic
-        is_lossless = arithmetic.is_lossless(work.codec)
-        if not is_lossless and path in self._left:
+        if not arithmetic.is_lossless(work.codec) and path in self._left:
             delta = arithmetic.add(delta, self._left[path][1])
-        payload = arithmetic.encode(delta, work.codec, work.seed)
-        if not is_lossless:
-            left = arithmetic.subtract(delta, arithmetic.decode(payload, self._layout))
+        payload, _, left = arithmetic.carry(delta, work.codec, work.seed)
+        if left is not None:
             self._pending[path] = (sha256(payload).hexdigest()[:16], left)
         keyframe = arithmetic.shorten(work.model) if len(work.model.deltas) >= SHORTEN else None
         return Contribution(payload=payload, weight=samples, tallies=tallies, seconds=1.0, keyframe=keyframe)

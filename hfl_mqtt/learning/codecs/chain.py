@@ -82,6 +82,11 @@ class ArrayCodec(Codec):
     def encode(self, values: NDArray[Any], rng: np.random.Generator) -> tuple[bytes, NDArray[Any]]:
         """Return `side` and `rest` of finite values, shape (size,). Randomness comes from `rng` alone."""
 
+    def carry(self, values: NDArray[Any], rng: np.random.Generator) -> tuple[bytes, NDArray[Any], NDArray[Any]]:
+        """Return what `encode` does, and what `decode` makes of it, to the bit; better ones know that beforehand."""
+        side, rest = self.encode(values, rng)
+        return side, rest, self.decode(side, rest, Flat(dtype=values.dtype, size=values.size))
+
     @abstractmethod
     def decode(self, side: Bytes, rest: NDArray[Any], values: Flat) -> NDArray[Any]:
         """Return the values, of exactly the dtype and size in `values`. They need not be finite: the caller looks.
@@ -206,6 +211,16 @@ class Chain:
             side, values = codec.encode(values, rng)
             sides.append(side)
         return sides, values
+
+    def carry(
+        self, values: NDArray[Any], rng: np.random.Generator, flats: Sequence[Flat]
+    ) -> tuple[list[bytes], NDArray[Any], NDArray[Any]]:
+        """Return what `encode` does, and what `decode` makes of it; see there for `flats` and what may overflow."""
+        if len(self.arrays) == 1:
+            side, rest, said = self.arrays[0].carry(values, rng)
+            return [side], rest, said
+        sides, rest = self.encode(values, rng)
+        return sides, rest, self.decode(sides, rest, flats)
 
     def decode(self, sides: Sequence[Bytes], rest: NDArray[Any], flats: Sequence[Flat]) -> NDArray[Any]:
         """Run the array codecs backwards; `flats` is what `outline` says goes into each.

@@ -17,6 +17,8 @@ GROUP = 32
 _WIDTH_BITS = 5
 #: The widest gaps of which eight fit a word of 64 bits.
 _WORD = 8
+#: Widths to try, less the bits of the mean gap; a column, for groups are a row.
+_AROUND = np.array([[-2], [-1], [0]])
 #: Groups unpacked at a time.
 _CHUNK = 2048
 
@@ -156,13 +158,11 @@ def _best_widths(gaps: Array, count: int) -> Array:
     """Return the width of each group that costs least of the three around log2 of its mean gap."""
     sizes = np.full(len(gaps), GROUP)
     sizes[-1] = count - GROUP * (len(gaps) - 1)
-    guess = np.frexp(gaps.sum(axis=1) // sizes)[1] - 1
-    best, least = np.zeros(len(gaps), dtype="i8"), np.full(len(gaps), np.iinfo("i8").max)
-    for shift in (-1, 0, 1):
-        widths = np.clip(guess + shift, 0, (1 << _WIDTH_BITS) - 1).astype("i8")
-        bits = widths * sizes + (gaps >> widths[:, np.newaxis]).sum(axis=1)
-        better = bits < least
-        best[better], least[better] = widths[better], bits[better]
+    guess = np.frexp(gaps.sum(axis=1) // sizes)[1].astype("i8")
+    tried = np.clip(guess + _AROUND, 0, (1 << _WIDTH_BITS) - 1)
+    bits = (gaps >> tried[:, :, np.newaxis]).sum(axis=2)
+    bits += tried * sizes
+    best: Array = tried[bits.argmin(axis=0), np.arange(len(gaps))]  # of equal ones the first
     return best
 
 

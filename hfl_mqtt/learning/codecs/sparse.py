@@ -155,8 +155,17 @@ class Dz(_Largest):
         side += packing.places_limit(most, values.size + most)
         return side, Flat(dtype=np.dtype("u1"), size=packing.packed_size(count, 1))
 
-    def encode(self, values: NDArray[Any], rng: np.random.Generator) -> tuple[bytes, NDArray[Any]]:  # noqa: ARG002
+    def encode(self, values: NDArray[Any], rng: np.random.Generator) -> tuple[bytes, NDArray[Any]]:
         """Choose, sort into levels, and average each in float64."""
+        return self.carry(values, rng)[:2]
+
+    def carry(
+        self,
+        values: NDArray[Any],
+        rng: np.random.Generator,  # noqa: ARG002
+    ) -> tuple[bytes, NDArray[Any], NDArray[Any]]:
+        """As `encode`; places, signs and levels are at hand here, which `decode` would have to unpack."""
+        said = np.zeros(values.size, dtype=values.dtype)
         count = self._count(values.size)
         places = largest(values, count)
         kept = values[places]
@@ -165,18 +174,21 @@ class Dz(_Largest):
             kept = values[places]
         signs = np.zeros(packing.packed_size(count, 1), dtype="u1")
         if not kept.size:
-            return _HEAD.pack(0, 0), signs
-        packed = packing.pack(kept > 0, 1)
+            return _HEAD.pack(0, 0), signs, said
+        is_positive = kept > 0
+        packed = packing.pack(is_positive, 1)
         signs[: packed.size] = packed
         levels, means = self._levels(np.abs(kept).astype("f8", copy=False), _PLACES_EACH * count)
         table = means.astype(working_dtype(values.dtype).newbyteorder("<"))
+        magnitudes = table.astype(values.dtype)[levels]
+        said[places] = np.where(is_positive, magnitudes, -magnitudes)
         rows, among, higher = [places], values.size, levels
         while (inner := np.flatnonzero(higher)).size:
             rows.append(inner + among)
             among += higher.size
             higher = higher[inner] - 1
         row = np.concatenate(rows)
-        return _HEAD.pack(table.size, row.size) + table.tobytes() + packing.pack_places(row), signs
+        return _HEAD.pack(table.size, row.size) + table.tobytes() + packing.pack_places(row), signs, said
 
     def _levels(self, magnitudes: NDArray[Any], most: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the level of each, from 0 on, and the mean of each level; fewer levels where places would be many."""
@@ -240,9 +252,10 @@ def largest(values: NDArray[Any], count: int) -> NDArray[Any]:
     found = _candidates(values, count)
     magnitudes = np.abs(values if found is None else values[found])
     limit = np.partition(magnitudes, magnitudes.size - count)[magnitudes.size - count]
-    chosen = magnitudes > limit
-    chosen[np.flatnonzero(magnitudes == limit)[: count - int(np.count_nonzero(chosen))]] = True
-    places = np.flatnonzero(chosen)
+    places = np.flatnonzero(magnitudes >= limit)
+    if places.size > count:  # several are equal to the least
+        equal = np.flatnonzero(magnitudes[places] == limit)
+        places = np.delete(places, equal[count - places.size :])
     return places if found is None else found[places]
 
 

@@ -155,6 +155,7 @@ def test_it_is_known_which_codecs_lose_something(codec: str, is_lossless: bool) 
     assert NUMBERS.is_lossless(codec) is is_lossless
     found = NUMBERS.decode(NUMBERS.encode(delta(1), codec, 3), LAYOUT)
     assert same(found, delta(1)) is is_lossless
+    assert (NUMBERS.carry(delta(1), codec, 3)[2] is None) is is_lossless
 
 
 @pytest.mark.parametrize("weights", [{}, {"w": f4()}, {"w": f4(1)}, BASE, {"h": np.ones(1000, dtype="f2")}])

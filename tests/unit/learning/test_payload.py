@@ -1,5 +1,6 @@
 """Weights to bytes and back, and what strangers may send instead."""
 
+import re
 import tracemalloc
 from contextlib import suppress
 from typing import Any
@@ -18,6 +19,7 @@ from hfl_mqtt.learning.codecs import parse
 from hfl_mqtt.learning.contracts import Weights
 from hfl_mqtt.learning.grouping import plan
 from hfl_mqtt.learning.payload import (
+    carry,
     codec_of,
     decode,
     decode_full,
@@ -30,7 +32,7 @@ from hfl_mqtt.learning.payload import (
     tensors,
 )
 from hfl_mqtt.learning.tables import fingerprint, varint
-from hfl_mqtt.learning.weights import DTYPES, TensorSpec, digest, layout_of
+from hfl_mqtt.learning.weights import DTYPES, TensorSpec, delta_layout, digest, layout_of
 from hfl_mqtt.protocol.limits import MAX_TABLE
 
 #: The same examples every time, and no clock on a busy machine.
@@ -146,6 +148,27 @@ def test_a_payload_keeps_the_limit_its_receiver_computes(text: str, weights: Wei
     limit = size_limit(layout_of(weights), parse(text))
     assert len(encode(weights, parse(text), rng(seed))) <= limit
     assert len(encode_full(weights, parse(text), rng(seed))) <= limit
+
+
+@pytest.mark.parametrize("text", CHAINS)
+@given(weights=models, seed=st.integers(0, 99))
+@settings(CALM, max_examples=100)
+def test_what_an_encoder_says_it_carries_is_what_decoding_gives_bit_for_bit(
+    text: str, weights: Weights, seed: int
+) -> None:
+    chain, deltas = parse(text), delta_layout(layout_of(weights))
+    weights = {name: array.astype(deltas[name].dtype) for name, array in weights.items()}
+    coded = encode(weights, chain, rng(seed))
+    try:
+        found = decode(coded, chain, deltas)
+    except Refused as error:  # a rounded value has left the range
+        with pytest.raises(Refused, match=re.escape(str(error))):
+            carry(weights, chain, rng(seed))
+        return
+    data, said = carry(weights, chain, rng(seed))
+    assert data == coded
+    assert digest(said) == digest(found)
+    assert list(said) == list(weights)
 
 
 def test_a_top_share_is_one_of_the_whole_model_and_not_of_each_tensor() -> None:

@@ -74,8 +74,11 @@ def test_arithmetic_gives_the_same_bits_with_a_shelf_and_without(tmp_path: Path,
         delta = arithmetic.decode(data, layout_of(a))
         total = arithmetic.accumulator(layout_of(a), (codec,))
         total.add(data, 3)
-        parts = (delta, arithmetic.step(total), arithmetic.add(delta, b), arithmetic.subtract(delta, b))
-        given.append([arithmetic.encode(part, "raw", 0) for part in (*parts, arithmetic.subtract(None, b))])
+        both = arithmetic.add(delta, b)
+        again, said, left = arithmetic.carry(both, codec, 7)
+        parts = [delta, arithmetic.step(total), both, arithmetic.subtract(delta, b), arithmetic.subtract(None, b), said]
+        parts += [left] if left is not None else []
+        given.append([again, *(arithmetic.encode(part, "raw", 0) for part in parts)])
     assert given[0] == given[1]
 
 
