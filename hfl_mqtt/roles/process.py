@@ -111,7 +111,7 @@ class Process:
             self._vault.wait(changes)
 
     def save(self, node: Node, save: Save) -> None:
-        """Make a model durable before it is shown."""
+        """Write a model down for people to look at."""
         if self._save is None:
             raise Misuse(f"{node.path} has nowhere to save")
         self._save(save)

@@ -1,6 +1,6 @@
 """What goes into a node and what comes out: events and actions, all values.
 
-The order of a list of actions is part of the contract: a `Save` stands before the `Send` that reveals it.
+The order of a list of actions is part of the contract: a `Persist` stands before the `Send` that reveals it.
 """
 
 from __future__ import annotations
@@ -177,7 +177,10 @@ class Persist:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
-    """Make this model durable before going on; `lag` is what its way down has not carried yet."""
+    """Write this model down for people to look at; `lag` is what its way down has not carried yet.
+
+    What a next life goes on from is in `Persist`.
+    """
 
     run: str
     version: int

@@ -364,11 +364,12 @@ class CloudNode(Node):
             shown = self._move(outcome)
         except Refused as error:
             return actions + self._end(f"{round_text(outcome.round)}: {error}; lower the learning rate")
-        actions += [self._save(outcome.round), *shown, *self._score()]
-        actions += self._publish(outcome, into)
+        beside = [self._save(outcome.round), *self._score(), *self._publish(outcome, into)]
         if self.stopped is None and self.version < self._schedule.rounds:
-            actions += self._look_whether_to_stop()
-        return actions + self._go_on(now)
+            beside += self._look_whether_to_stop()
+        after = self._go_on(now)
+        # All devices wait for the next round, and nobody for what stands beside it.
+        return [*actions, *shown, *after, *beside] if self.aggregator.is_open else [*actions, *shown, *beside, *after]
 
     def _move(self, outcome: Outcome) -> list[Action]:
         """Take the round's step; the model is where its way down then leads to."""

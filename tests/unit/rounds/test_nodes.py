@@ -36,6 +36,7 @@ from hfl_mqtt.rounds.actions import (
     Fetch,
     Lost,
     Note,
+    Persist,
     Received,
     RunOver,
     Save,
@@ -211,19 +212,18 @@ def test_a_model_of_several_parts_goes_down_and_its_update_up() -> None:
 # ------------------------------------------------------------------ the cloud's schedule
 
 
-def test_every_version_is_saved_before_anybody_hears_of_it() -> None:
+def test_every_version_is_durable_before_anybody_hears_of_it_and_written_down_for_people() -> None:
     top = cloud(quick(), rounds=2)
     tree = tree_of(top, device(EDGE), train=towards({EDGE: (4.0, 1)}, share=0.5))
     tree.start(EDGE, "cloud")
     tree.run(100.0)
     known: set[str] = set()
     for action in tree.actions("cloud"):
-        if isinstance(action, Save):
-            known.add(action.digest[:16])
-        elif isinstance(action, Send) and isinstance(action.message, RoundCall):
-            assert action.message.model.digest in known
-        elif isinstance(action, Send) and isinstance(action.message, ModelPart):
-            assert len(known) > action.message.version
+        if isinstance(action, Persist):
+            known |= action.changes.keys()
+        elif isinstance(action, Send) and isinstance(action.message, RoundCall | ModelPart):
+            version = action.message.model.version if isinstance(action.message, RoundCall) else action.message.version
+            assert (f"chain/link/{version:06d}" if version else "chain/key") in known
     saved = of(tree.actions("cloud"), Save)
     assert [(save.version, save.round, values(save.weights)) for save in saved] == [
         (0, (), [0.0]),
