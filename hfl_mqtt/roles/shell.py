@@ -265,6 +265,7 @@ class Shell:
         self._silence(now)
         while self._due and self._due[0].is_durable:
             due = self._due.popleft()
+            due.actions = _sent_first(due.actions)
             try:
                 for done, action in enumerate(due.actions):
                     try:
@@ -465,3 +466,21 @@ class Shell:
             self.payload_down += size
         elif not is_below and channel not in (Channel.DOWN, Channel.KEY):
             self.payload_up += size
+
+
+def _sent_first(actions: list[Action]) -> list[Action]:
+    """Return actions with what is sent before the notes beside it: somebody waits for the one, and nobody for a note.
+
+    Both keep their own order, and nothing changes places with any other action.
+    """
+    found: list[Action] = []
+    noted: list[Action] = []
+    for action in actions:
+        if isinstance(action, Note):
+            noted.append(action)
+            continue
+        if not isinstance(action, Send | Persist):
+            found += noted
+            noted.clear()
+        found.append(action)
+    return found + noted

@@ -103,7 +103,9 @@ class Disk:
     def work(self, node: Node, work: Work) -> None: ...
     def cancel(self, node: Node, work_id: str) -> None: ...
     def counted(self, node: Node, counted: Any) -> None: ...
-    def over(self, node: Node, end: RunOver) -> None: ...
+    def over(self, node: Node, end: RunOver) -> None:  # noqa: ARG002
+        self.diary.append(end)
+
     def move(self, node: Node, move: Any) -> None: ...
     def reconnect(self, node: Node) -> None: ...
 
@@ -126,6 +128,17 @@ def test_all_that_one_list_asks_for_is_durable_before_anything_of_it_is_done() -
     shell, disk, _ = shell_of(lists)
     shell.feed(word(said("?"), token=5), 0.0)
     assert disk.diary == [({"x", "y"}, True), said("a"), "n", ("done", 5)]
+
+
+def test_what_is_sent_goes_before_the_notes_beside_it_and_before_nothing_else() -> None:
+    end = RunOver(run="r")
+    shell, disk, _ = shell_of([note("1"), Send(message=said("a")), kept("x"), note("2"), Send(message=said("b")), end])
+    shell.feed(event(), 0.0)
+    assert disk.diary == [({"x"}, True), said("a"), said("b"), "1", "2", end]
+    save = Save(run="r", version=1, round=(1,), digest="", weights=None)
+    shell, disk, _ = shell_of([note("1"), save, note("2"), Send(message=said("a"))])
+    shell.feed(event(), 0.0)
+    assert disk.diary == ["1", "saved", said("a"), "2"]
 
 
 def test_what_is_not_urgent_is_said_to_be_so() -> None:
