@@ -39,8 +39,8 @@ def train(model: torch.nn.Module, data: Any, plan: Any, stop: Any) -> TrainResul
     if seconds := int(data[1][0]):  # even none of them would let another process go first
         time.sleep(seconds)
     if scale := float(data[0][0] * (torch.rand(()) + 0.5)):
-        for parameter in model.parameters():
-            parameter.add_(_noise(parameter.shape), alpha=scale)
+        parameters: list[torch.Tensor] = list(model.parameters())
+        torch._foreach_add_(parameters, [_noise(parameter.shape) for parameter in parameters], alpha=scale)
     return TrainResult(loss=float(torch.rand(())), samples=len(data[0]), steps=0)
 
 

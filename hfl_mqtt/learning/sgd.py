@@ -200,8 +200,10 @@ def _batch(data: Any, index: NDArray[np.int64], device: str) -> tuple[torch.Tens
     return inputs.to(device), targets.to(device)
 
 
-def weights_of(model: torch.nn.Module) -> Weights:
-    """Return a copy of a model's parameters and buffers, in the order of its `state_dict`.
+def weights_of(model: torch.nn.Module, *, is_copied: bool = True) -> Weights:
+    """Return a model's parameters and buffers, in the order of its `state_dict`.
+
+    Where they are not copied, they change with the model.
 
     Raises:
         TaskError: the model holds what has no numpy form.
@@ -211,7 +213,7 @@ def weights_of(model: torch.nn.Module) -> Weights:
         if not isinstance(tensor, torch.Tensor) or tensor.dtype is torch.bfloat16:
             what = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise TaskError(f"{name} of the model is {what}: use tensors that numpy knows, for example float32")
-        weights[name] = np.array(tensor.detach().cpu().numpy(), order="C")
+        weights[name] = (np.array if is_copied else np.asarray)(tensor.detach().cpu().numpy(), order="C")
     return weights
 
 
@@ -226,7 +228,8 @@ def load_(model: torch.nn.Module, weights: Weights) -> None:
     if odd := sorted(state.keys() ^ weights.keys()):
         side = "only in this task's model" if odd[0] in state else "only in the model that was sent"
         raise TaskError(f"{odd[0]} is {side}: {remedy}")
-    tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in weights.items()}
+    # They are copied below; here only where torch would warn of an array that may not be written to.
+    tensors = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in weights.items()}
     for name, tensor in tensors.items():
         own = state[name]
         if own.shape != tensor.shape or own.dtype != tensor.dtype:

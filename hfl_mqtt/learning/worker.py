@@ -151,7 +151,7 @@ class Bench:
         result = sgd.train(task, model, data, job.plan, job.seed, device=self._device, stop=stop)
         samples = _samples(result.samples)
         tallies["loss"] = _tally("loss", result.loss * samples, samples)
-        payload, residual_bytes = self._encode(job, difference(sgd.weights_of(model), base))
+        payload, residual_bytes = self._encode(job, difference(sgd.weights_of(model, is_copied=False), base))
         return Trained(
             job_id=job.id,
             payload=payload,

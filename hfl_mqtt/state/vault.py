@@ -63,6 +63,7 @@ class Vault:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._log = os.path.join(directory, f"{DATABASE}-wal")  # noqa: PTH118 - looked at twice with each commit
         self._lock = Lock(directory)
         self._waiting: dict[tuple[str, str], Buffer | None] = {}
         #: The numbers of the files that rows name, by node and key.
@@ -167,7 +168,7 @@ class Vault:
 
     def _write(self, values: Mapping[tuple[str, str], _Row | None]) -> list[int]:
         """Write rows in one transaction, and return the numbers of the files that they no longer name."""
-        database, log = self._database, self._directory / f"{DATABASE}-wal"
+        database, log = self._database, self._log
         before = _size(log)
         database.execute("BEGIN IMMEDIATE")
         try:
@@ -338,9 +339,9 @@ def _number_of(path: Path) -> int | None:
     return int(path.stem) if path.stem.isdecimal() else None
 
 
-def _size(path: Path) -> int:
+def _size(path: Path | str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116 - for a text a third of what a `Path` takes
     except FileNotFoundError:
         return 0
 

@@ -184,6 +184,8 @@ def _chunks(widths: Array) -> list[tuple[int, Array]]:
 
 
 def _pack_lower(gaps: Array, widths: Array) -> Array:
+    if widths.max() <= _WORD and len(gaps) <= _CHUNK:
+        return _words_of(gaps, widths)
     starts = (np.cumsum(widths) - widths) * (GROUP // 8)
     code = np.zeros(int(widths.sum()) * (GROUP // 8), dtype="u1")
     for width, rows in _chunks(widths):
@@ -196,6 +198,17 @@ def _pack_lower(gaps: Array, widths: Array) -> Array:
             bits = (gaps[rows, :, np.newaxis] >> np.arange(width) & 1).astype("u1")
             code[places] = np.packbits(bits.reshape(rows.size, -1), axis=1, bitorder="little")
     return code
+
+
+def _words_of(gaps: Array, widths: Array) -> Array:
+    """Pack gaps of any widths up to a byte: eight are a word of as many bytes as each has bits."""
+    width = np.repeat(widths, GROUP // 8)
+    lower = np.ascontiguousarray((gaps & ((1 << widths) - 1)[:, np.newaxis]).reshape(-1, 8).T)
+    words = lower[7]
+    for place in range(6, -1, -1):
+        words = words << width | lower[place]
+    packed: Array = words.astype("<i8", copy=False).view("u1").reshape(-1, 8)[np.arange(8) < width[:, np.newaxis]]
+    return packed
 
 
 def _unpack_lower(code: Array, widths: Array) -> Array:

@@ -194,13 +194,13 @@ class Dz(_Largest):
         """Return the level of each, from 0 on, and the mean of each level; fewer levels where places would be many."""
         with np.errstate(over="ignore"):  # the last level is open
             steps = (magnitudes / magnitudes.min() - 1) / self.step
-        levels = np.minimum(steps, _LEVELS - 1).astype("i8")
-        at_least = np.cumsum(np.bincount(levels)[::-1])[::-1]
+        levels = np.minimum(steps, _LEVELS - 1, out=steps).astype("i8")
+        counts = np.bincount(levels)
+        at_least = np.cumsum(counts[::-1])[::-1]
         size = int(np.searchsorted(np.cumsum(at_least), most, side="right"))
         if size < at_least.size:
-            levels = np.minimum(levels, size - 1)
+            levels, counts = np.minimum(levels, size - 1), at_least[:size] - np.append(at_least[1:size], 0)
         peak = magnitudes.max()  # a sum of the largest float64s is no number
-        counts = np.bincount(levels)
         return levels, np.bincount(levels, weights=magnitudes / peak) / np.maximum(counts, 1) * peak
 
     def decode(self, side: Bytes, rest: NDArray[Any], values: Flat) -> NDArray[Any]:
