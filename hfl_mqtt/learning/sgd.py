@@ -228,8 +228,8 @@ def load_(model: torch.nn.Module, weights: Weights) -> None:
     if odd := sorted(state.keys() ^ weights.keys()):
         side = "only in this task's model" if odd[0] in state else "only in the model that was sent"
         raise TaskError(f"{odd[0]} is {side}: {remedy}")
-    # They are copied below; here only where torch would warn of an array that may not be written to.
-    tensors = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in weights.items()}
+    # Copies, for a module may keep what it is given, and train on it.
+    tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in weights.items()}
     for name, tensor in tensors.items():
         own = state[name]
         if own.shape != tensor.shape or own.dtype != tensor.dtype:

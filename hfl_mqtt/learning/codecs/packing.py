@@ -160,8 +160,7 @@ def _best_widths(gaps: Array, count: int) -> Array:
     sizes[-1] = count - GROUP * (len(gaps) - 1)
     guess = np.frexp(gaps.sum(axis=1) // sizes)[1].astype("i8")
     tried = np.clip(guess + _AROUND, 0, (1 << _WIDTH_BITS) - 1)
-    bits = (gaps >> tried[:, :, np.newaxis]).sum(axis=2)
-    bits += tried * sizes
+    bits = tried * sizes + np.stack([(gaps >> widths[:, np.newaxis]).sum(axis=1) for widths in tried])
     best: Array = tried[bits.argmin(axis=0), np.arange(len(gaps))]  # of equal ones the first
     return best
 
