@@ -204,6 +204,10 @@ def test_the_second_round_adds_no_topic_to_the_first_but_a_slot_for_each_delta(s
         second = next(index for index, one in enumerate(heard) if is_clouds_call(one, 2))
         first = {one.topic for one in heard[:second]}
         added = {Topic.parse(one.topic) for one in heard[second:] if one.topic not in first}
+        # The cloud's figures of the first round stand behind the call of the second, for which all devices wait.
+        added = {
+            topic for topic in added if (topic.path, topic.channel, topic.name) != ("cloud", Channel.STAT, "metrics")
+        }
         assert {topic.channel for topic in added} <= {Channel.DOWN}, broker
         # Two rounds of the cloud and four of an edge; each has one delta at most, small enough for one part.
         assert {topic.name for topic in added if topic.path == "cloud"} <= {"0", "1"}
