@@ -167,11 +167,9 @@ class Dz(_Largest):
         """As `encode`; places, signs and levels are at hand here, which `decode` would have to unpack."""
         said = np.zeros(values.size, dtype=values.dtype)
         count = self._count(values.size)
-        places = largest(values, count)
+        is_any = values != 0
+        places = largest(values, count) if np.count_nonzero(is_any) > count else np.flatnonzero(is_any)
         kept = values[places]
-        if not kept.all():
-            places = places[kept != 0]
-            kept = values[places]
         signs = np.zeros(packing.packed_size(count, 1), dtype="u1")
         if not kept.size:
             return _HEAD.pack(0, 0), signs, said
