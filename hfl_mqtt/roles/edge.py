@@ -102,8 +102,8 @@ def _give_memory_back() -> None:
 
     A hundred megabytes in parts of 256 KiB pass through an edge in every round; what is kept of them between those that
     live longer came to as much again. What is smaller is kept, for its pages cost a fault each: of a model of 180 KB a
-    fifth of the edge's time. Nor has each thread a heap of its own: that is 0.4 MB, of which one runs at a time.
-    Another C library knows no such things, and needs none.
+    fifth of the edge's time. Nor has each thread a heap of its own, which takes 0.4 MB, for one runs at a time. Another
+    C library knows no such things, and needs none.
     """
     with suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)
